@@ -1,0 +1,170 @@
+//! What the cluster knows of a model: shape, tensors by layer, digests. No weights.
+//!
+//! Must never read a file; `gguf` makes these values from bytes that an edge has read.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Digest;
+use crate::plan::Slice;
+
+/// Element types of tensors, with the numbers of the GGUF format.
+/// Source: the GGUF specification (ggml/docs/gguf.md), `ggml_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TensorType {
+    F32,
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl TensorType {
+    /// From the number in a GGUF file; `None` for a type this build does not know.
+    pub fn from_gguf(number: u32) -> Option<TensorType> {
+        Some(match number {
+            0 => TensorType::F32,
+            1 => TensorType::F16,
+            2 => TensorType::Q4_0,
+            3 => TensorType::Q4_1,
+            6 => TensorType::Q5_0,
+            7 => TensorType::Q5_1,
+            8 => TensorType::Q8_0,
+            12 => TensorType::Q4K,
+            13 => TensorType::Q5K,
+            14 => TensorType::Q6K,
+            30 => TensorType::Bf16,
+            _ => return None,
+        })
+    }
+
+    /// (elements, bytes) of one block along the first dimension.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            TensorType::F32 => (1, 4),
+            TensorType::F16 | TensorType::Bf16 => (1, 2),
+            TensorType::Q4_0 => (32, 18),
+            TensorType::Q4_1 => (32, 20),
+            TensorType::Q5_0 => (32, 22),
+            TensorType::Q5_1 => (32, 24),
+            TensorType::Q8_0 => (32, 34),
+            TensorType::Q4K => (256, 144),
+            TensorType::Q5K => (256, 176),
+            TensorType::Q6K => (256, 210),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::F32 => "F32",
+            TensorType::F16 => "F16",
+            TensorType::Bf16 => "BF16",
+            TensorType::Q4_0 => "Q4_0",
+            TensorType::Q4_1 => "Q4_1",
+            TensorType::Q5_0 => "Q5_0",
+            TensorType::Q5_1 => "Q5_1",
+            TensorType::Q8_0 => "Q8_0",
+            TensorType::Q4K => "Q4_K",
+            TensorType::Q5K => "Q5_K",
+            TensorType::Q6K => "Q6_K",
+        }
+    }
+}
+
+/// Model families with a file under `worker/models/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    Llama,
+}
+
+/// Dimensions and constants of a transformer, checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    pub family: Family,
+    pub layers: u32,
+    pub hidden: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    /// Dimensions of a head that are rotated.
+    pub rope_dim: u32,
+    pub rope_base: f32,
+    pub norm_eps: f32,
+    pub ffn: u32,
+    pub vocab: u32,
+    /// Tokens of context at most.
+    pub context: u32,
+    /// Output head is the embedding matrix.
+    pub tied: bool,
+}
+
+impl ModelConfig {
+    /// Bytes of KV cache (f32) that one token takes in one layer.
+    pub fn kv_bytes_per_token_layer(&self) -> u64 {
+        2 * 4 * u64::from(self.kv_heads) * u64::from(self.head_dim)
+    }
+}
+
+/// Which part of the model a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Place {
+    /// Token embedding: needed by the first stage, and by the last if `tied`.
+    Embed,
+    Layer(u32),
+    /// Output norm and output matrix: the last stage.
+    Head,
+    /// Needed by every stage (e.g. rope factors).
+    Shared,
+}
+
+/// One tensor of a model, addressed by its content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    pub name: String,
+    /// GGUF order: the first dimension is contiguous.
+    pub dims: Vec<u64>,
+    pub kind: TensorType,
+    pub place: Place,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
+    pub bytes: u64,
+    pub digest: Digest,
+}
+
+/// A model of the catalogue as the cluster keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    pub name: String,
+    /// Digest over header and tensor digests: names the weights exactly.
+    pub digest: Digest,
+    /// Bytes of the file before the tensor data (metadata, tokenizer, chat template), as a blob.
+    pub header: Digest,
+    pub header_bytes: u64,
+    pub config: ModelConfig,
+    pub tensors: Vec<TensorSpec>,
+}
+
+impl ModelSpec {
+    /// Tensors that a stage holding `slice` needs, in file order.
+    pub fn tensors_of(&self, slice: Slice) -> impl Iterator<Item = &TensorSpec> {
+        let first = slice.first == 0;
+        let last = slice.end == self.config.layers;
+        let tied = self.config.tied;
+        self.tensors.iter().filter(move |tensor| match tensor.place {
+            Place::Embed => first || (last && tied),
+            Place::Layer(layer) => slice.contains(layer),
+            Place::Head => last,
+            Place::Shared => true,
+        })
+    }
+
+    /// Bytes of the tensors of `slice`.
+    pub fn bytes_of(&self, slice: Slice) -> u64 {
+        self.tensors_of(slice).map(|tensor| tensor.bytes).sum()
+    }
+}

@@ -1,0 +1,1 @@
+//! Placement: policy + measured inventory + current plan -> next plan. Pure.
