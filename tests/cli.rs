@@ -92,8 +92,16 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     ] {
         assert!(said.out.lines().any(|one| one == line), "{line:?} is not in\n{}", said.out);
     }
-    let none = run(caravan(home.path()).args(["--config", "", "up", "--print-config"]));
-    assert!(none.out.contains("workers = 2 # default"), "{}", none.out);
+    for by_flag in [true, false] {
+        let mut command = caravan(home.path());
+        if by_flag {
+            command.args(["--config", ""]);
+        } else {
+            command.env("CARAVAN_CONFIG", "");
+        }
+        let none = run(command.args(["up", "--print-config"]));
+        assert!(none.out.contains("workers = 2 # default"), "{}", none.err);
+    }
 }
 
 #[test]
@@ -131,5 +139,6 @@ fn up_ends_with_the_log_of_a_node_that_does_not_start() {
     let said = run(command.args(["up", "--http", "127.0.0.1:0", "--workers", "1", "--model"]).arg(&model));
     assert_eq!(said.code, Some(1), "{}", said.err);
     assert!(said.err.contains("times in a row") && said.err.contains(".log"), "{}", said.err);
+    assert!(!said.err.contains("Usage"), "the flags that `up` gives must fit: {}", said.err);
     assert!(!home.path().join(".local/share/caravan/processes.json").exists());
 }
