@@ -28,7 +28,7 @@ pub fn sources(texts: &[(String, String)]) -> Vec<Source> {
             .map(|source| {
                 let new = !source.whole_is_test && tests.contains(&source.path);
                 changed |= new;
-                if new { source.as_test() } else { source }
+                if new { source.into_test() } else { source }
             })
             .collect();
         if !changed {
@@ -63,7 +63,7 @@ impl Source {
     }
 
     /// The same file, of which the module that declares it says that it is only compiled for tests.
-    pub fn as_test(mut self) -> Source {
+    pub fn into_test(mut self) -> Source {
         self.whole_is_test = true;
         self
     }
