@@ -217,7 +217,9 @@ impl<C: Compute> Assigner<C> {
         self.put_back(reuse);
         match loaded {
             Ok(slice) => Ok(Held { model, layers, slice }),
-            Err(error) => Err(unfit(format!("loading {model} layers {}..{}: {error:#}", layers.first, layers.end))),
+            Err(error) => {
+                Err(unfit(format!("loading {model} layers {}..{}: {error:#}", layers.first, layers.end)))
+            }
         }
     }
 

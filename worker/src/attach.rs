@@ -121,7 +121,9 @@ impl<C: Compute> Attach<C> {
                 Outcome::Redirected(_) => {}
                 Outcome::Lost(why) => {
                     tracing::debug!(coordinator = addr, why, "not attached");
-                    if failures == 0 && hops == 0 && begun.elapsed() >= Duration::from_millis(limits::KEEPALIVE_MS)
+                    if failures == 0
+                        && hops == 0
+                        && begun.elapsed() >= Duration::from_millis(limits::KEEPALIVE_MS)
                     {
                         // A stream that worked: most likely the same leader takes it up again.
                         self.contacts.hint(addr);

@@ -148,7 +148,9 @@ impl wire::blobs_server::Blobs for BlobService {
         let request = request.into_inner();
         let digest = caravan_proto::digest(&request.digest)?;
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted("this worker serves as many blobs as it may; try another source or later")
+            Status::resource_exhausted(
+                "this worker serves as many blobs as it may; try another source or later",
+            )
         })?;
         let path = self.cache.path(digest);
         let (chunks, stream) = mpsc::channel(limits::BLOB_CHUNKS_AHEAD);

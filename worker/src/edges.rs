@@ -81,8 +81,13 @@ async fn open(cell: &Arc<StageCell>, target: &Target) -> Option<Outgoing> {
             cell.finish(Cause::Broken, format!("{} refused the edge: {}", target.name(), words(&refused)));
             return None;
         }
-        tracing::debug!(epoch = cell.epoch, pipeline = cell.pipeline, target = target.name(),
-            why = words(&refused), "edge not accepted yet");
+        tracing::debug!(
+            epoch = cell.epoch,
+            pipeline = cell.pipeline,
+            target = target.name(),
+            why = words(&refused),
+            "edge not accepted yet"
+        );
         tokio::select! {
             _ = cell.ended() => return None,
             () = tokio::time::sleep(Duration::from_millis(limits::EDGE_RETRY_MS)) => {}
@@ -134,8 +139,9 @@ async fn call(
     closed: oneshot::Receiver<()>,
 ) -> Result<Streaming<wire::EdgeReady>, Status> {
     let (Target::Next(addr) | Target::Driver(addr)) = target;
-    let channel =
-        links::connect(addr, Keepalive::PEER).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let channel = links::connect(addr, Keepalive::PEER)
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let frames = ReceiverStream::new(queue).take_until(closed);
     match target {
         Target::Next(_) => {

@@ -29,10 +29,24 @@ pub struct Held<S> {
 }
 
 enum Order<C: Compute> {
-    Open { cell: Arc<StageCell>, held: Held<C::Slice>, shape: Shape },
-    Step { cell: Arc<StageCell>, step: wire::Step, place: mpsc::OwnedPermit<OutFrame> },
-    Measure { config: ModelConfig, tensors: Vec<TensorSpec>, reply: oneshot::Sender<anyhow::Result<LayerTime>> },
-    Retire { reply: oneshot::Sender<Vec<Held<C::Slice>>> },
+    Open {
+        cell: Arc<StageCell>,
+        held: Held<C::Slice>,
+        shape: Shape,
+    },
+    Step {
+        cell: Arc<StageCell>,
+        step: wire::Step,
+        place: mpsc::OwnedPermit<OutFrame>,
+    },
+    Measure {
+        config: ModelConfig,
+        tensors: Vec<TensorSpec>,
+        reply: oneshot::Sender<anyhow::Result<LayerTime>>,
+    },
+    Retire {
+        reply: oneshot::Sender<Vec<Held<C::Slice>>>,
+    },
 }
 
 /// Sends orders to the engine's thread. The thread ends when the last handle is gone.
@@ -121,7 +135,8 @@ impl<C: Compute> Loop<C> {
             match order {
                 Order::Open { cell, held, shape } => {
                     let Held { model, layers, slice } = held;
-                    self.open.insert(cell.id, OpenStage { model, layers, work: StageWork::new(slice, shape) });
+                    self.open
+                        .insert(cell.id, OpenStage { model, layers, work: StageWork::new(slice, shape) });
                 }
                 Order::Step { cell, step, place } => self.step(&cell, step, place),
                 Order::Measure { config, tensors, reply } => {
@@ -165,7 +180,13 @@ impl<C: Compute> Loop<C> {
                 self.open.remove(&cell.id);
                 self.compute.renew();
                 let what = panic_text(&*panic);
-                tracing::error!(epoch = cell.epoch, pipeline = cell.pipeline, step = number, what, "compute panicked");
+                tracing::error!(
+                    epoch = cell.epoch,
+                    pipeline = cell.pipeline,
+                    step = number,
+                    what,
+                    "compute panicked"
+                );
                 cell.finish(Cause::Broken, format!("step {number} panicked, a bug of the worker: {what}"));
             }
         }

@@ -226,10 +226,7 @@ impl Fetch<'_> {
     }
 
     /// Waits for the network, but not for ever, and not beyond the end of the stage.
-    async fn waited<T>(
-        &self,
-        call: impl Future<Output = Result<T, tonic::Status>>,
-    ) -> Result<T, Miss> {
+    async fn waited<T>(&self, call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Miss> {
         let limit = Duration::from_millis(limits::BLOB_STALL_MS);
         tokio::select! {
             end = self.cell.ended() => Err(Miss::Stop(Stop::Ended(end))),

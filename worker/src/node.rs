@@ -61,9 +61,9 @@ pub async fn run_with<C: Compute>(
     let _lock = lock(&config.data_dir)?;
     let cache = BlobCache::open(&config.data_dir).with_context(|| folder_words(&config.data_dir))?;
     let cache = Arc::new(cache);
-    let listener = TcpListener::bind(&config.listen)
-        .await
-        .with_context(|| format!("can't listen on {}: choose another address with --listen", config.listen))?;
+    let listener = TcpListener::bind(&config.listen).await.with_context(|| {
+        format!("can't listen on {}: choose another address with --listen", config.listen)
+    })?;
     let addr = advertised(&config, &listener)?;
     let stages = Arc::new(Stages::default());
     let engine = Engine::start(config.throttle, make).context("starting the engine's thread")?;

@@ -88,10 +88,7 @@ async fn read_hello(frames: &mut Streaming<wire::EdgeFrame>) -> Result<wire::Edg
 }
 
 /// Waits until the stage of the hello's epoch is ready, and takes its one incoming place.
-async fn accept(
-    stages: &Stages,
-    hello: &wire::EdgeHello,
-) -> Result<(Claim, mpsc::Sender<OutFrame>), Status> {
+async fn accept(stages: &Stages, hello: &wire::EdgeHello) -> Result<(Claim, mpsc::Sender<OutFrame>), Status> {
     let cell = loop {
         match stages.find(hello.epoch, &hello.pipeline, hello.stage) {
             Found::Older(current) => return Err(stages.fence("an edge", hello.epoch, current)),

@@ -127,7 +127,13 @@ impl StageCell {
         });
         self.close_out();
         if first && cause != Cause::Overtaken {
-            tracing::warn!(epoch = self.epoch, pipeline = self.pipeline, stage = self.stage, why, "stage ended");
+            tracing::warn!(
+                epoch = self.epoch,
+                pipeline = self.pipeline,
+                stage = self.stage,
+                why,
+                "stage ended"
+            );
         }
     }
 
@@ -249,10 +255,8 @@ impl Stages {
     /// Enters `epoch` with these stages and ends those of the epoch before. `None`, and nothing
     /// changes, if `epoch` is not newer than the one known.
     pub fn begin(&self, epoch: u64, keys: &[(String, u32)]) -> Option<Vec<Arc<StageCell>>> {
-        let fresh: Vec<Arc<StageCell>> = keys
-            .iter()
-            .map(|(pipeline, stage)| Arc::new(StageCell::new(epoch, pipeline, *stage)))
-            .collect();
+        let fresh: Vec<Arc<StageCell>> =
+            keys.iter().map(|(pipeline, stage)| Arc::new(StageCell::new(epoch, pipeline, *stage))).collect();
         let cells = fresh.iter().map(|cell| ((cell.pipeline.clone(), cell.stage), cell.clone())).collect();
         let mut old = Board { epoch, cells };
         let entered = self.board.send_if_modified(|board| {

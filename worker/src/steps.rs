@@ -41,7 +41,11 @@ impl<C: Compute> StageWork<C> {
     /// Runs one step. An error leaves the stage in an unknown state: the pipeline must end.
     pub fn run(&mut self, compute: &mut C, mut step: wire::Step) -> anyhow::Result<OutFrame> {
         let rows: usize = step.chunks.iter().map(|chunk| chunk.tokens.len()).sum();
-        ensure!(rows <= limits::STEP_ROWS as usize, "a step of {rows} rows; {} are allowed", limits::STEP_ROWS);
+        ensure!(
+            rows <= limits::STEP_ROWS as usize,
+            "a step of {rows} rows; {} are allowed",
+            limits::STEP_ROWS
+        );
         ensure!(step.chunks.iter().all(|chunk| !chunk.tokens.is_empty()), "a chunk without tokens");
         let input = self.input(std::mem::take(&mut step.activations), rows)?;
         let chunks: Vec<Chunk> = step.chunks.iter_mut().map(take_chunk).collect();
@@ -75,7 +79,9 @@ impl<C: Compute> StageWork<C> {
         let values = match output {
             None => Vec::new(),
             Some(StageOutput::Activations(values)) => values,
-            Some(StageOutput::Logits(_)) => anyhow::bail!("the slice gave logits in the middle of a pipeline"),
+            Some(StageOutput::Logits(_)) => {
+                anyhow::bail!("the slice gave logits in the middle of a pipeline")
+            }
         };
         ensure!(values.len() == rows * self.shape.hidden, "the slice gave {} activations", values.len());
         Ok(encode(&values))
