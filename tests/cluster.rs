@@ -17,5 +17,7 @@ mod files;
 mod harness;
 #[path = "cluster/kills.rs"]
 mod kills;
+#[path = "cluster/peers.rs"]
+mod peers;
 #[path = "cluster/share.rs"]
 mod share;
