@@ -114,11 +114,17 @@ pub fn attend(
             let at = row * width + (kv_head * group + done) * shape.dim;
             // SAFETY: `thread` has its own piece of the scratch, and heads of a row are this
             // part's alone; both pieces lie within their buffers.
-            let (scores, out) = unsafe {
-                (scratch.get().add(thread * GROUP * reach), out.get().add(at))
-            };
+            let (scores, out) = unsafe { (scratch.get().add(thread * GROUP * reach), out.get().add(at)) };
             let sight = rows[row];
-            isa.run(Heads { kv, sight, kv_head, query: &query[at..at + count * shape.dim], scores, reach, out });
+            isa.run(Heads {
+                kv,
+                sight,
+                kv_head,
+                query: &query[at..at + count * shape.dim],
+                scores,
+                reach,
+                out,
+            });
             done += count;
         }
     });

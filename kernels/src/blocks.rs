@@ -105,12 +105,8 @@ pub(crate) fn read(kind: WeightType, row: &[u8], index: usize) -> Block {
         WeightType::Q4_0 => Block { d: half(unit, 0), m: 0.0, q: nibbles(&unit[2..], 0, 8) },
         WeightType::Q4_1 => Block { d: half(unit, 0), m: half(unit, 2), q: nibbles(&unit[4..], 0, 0) },
         WeightType::Q5_0 => Block { d: half(unit, 0), m: 0.0, q: nibbles(&unit[6..], bits(2), 16) },
-        WeightType::Q5_1 => {
-            Block { d: half(unit, 0), m: half(unit, 2), q: nibbles(&unit[8..], bits(4), 0) }
-        }
-        WeightType::Q8_0 => {
-            Block { d: half(unit, 0), m: 0.0, q: std::array::from_fn(|i| unit[2 + i] as i8) }
-        }
+        WeightType::Q5_1 => Block { d: half(unit, 0), m: half(unit, 2), q: nibbles(&unit[8..], bits(4), 0) },
+        WeightType::Q8_0 => Block { d: half(unit, 0), m: 0.0, q: std::array::from_fn(|i| unit[2 + i] as i8) },
         WeightType::Q4K => k_block(unit, sub, &[], &unit[16..]),
         WeightType::Q5K => k_block(unit, sub, &unit[16..48], &unit[48..]),
         WeightType::Q6K => q6_block(unit, sub),

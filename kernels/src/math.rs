@@ -3,7 +3,7 @@
 //!
 //! Must never call a transcendental function of the standard library.
 
-use std::f64::consts::{FRAC_2_PI, LN_2, SQRT_2};
+use std::f64::consts::{FRAC_2_PI, SQRT_2};
 
 use crate::lanes::Lanes;
 
@@ -22,6 +22,18 @@ const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 const HALF_PI_1: f64 = f64::from_bits(0x3ff9_21fb_5440_0000);
 const HALF_PI_2: f64 = f64::from_bits(0x3dd0_b461_1a60_0000);
 const HALF_PI_3: f64 = f64::from_bits(0x3ba3_198a_2e03_7073);
+
+/// 1/13!, 1/12!, … 1/1!, 1/0!
+const INVERSE_FACTORIALS: [f64; 14] = {
+    let mut all = [1.0; 14];
+    let (mut i, mut product) = (1, 1.0);
+    while i < 14 {
+        product *= i as f64;
+        all[13 - i] = 1.0 / product;
+        i += 1;
+    }
+    all
+};
 
 /// e^x per lane, within 2 units in the last place; x below -87 counts as -87, above 88 as 88; NaN
 /// stays NaN. With n = round(x / ln 2): Taylor's series to r^7 at r = x - n ln 2, times 2^n.
@@ -48,12 +60,12 @@ pub fn exp_f64(x: f64) -> f64 {
     let t = x * std::f64::consts::LOG2_E + ROUND_F64;
     let n = t - ROUND_F64;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    // Taylor's series to r^13, from the last term.
     let mut y = 0.0;
-    // Taylor's series to r^13, from the last term: y = 1 + r/1 (1 + r/2 (1 + ...)).
-    for i in (1..=13).rev() {
-        y = (y + 1.0) * r / f64::from(i);
+    for c in INVERSE_FACTORIALS {
+        y = y * r + c;
     }
-    (y + 1.0) * f64::from_bits((t.to_bits() << 52).wrapping_add(1023 << 52))
+    y * f64::from_bits((t.to_bits() << 52).wrapping_add(1023 << 52))
 }
 
 /// Natural logarithm of a normal, positive, finite number. Zero and below give minus infinity.
@@ -104,9 +116,6 @@ pub fn sin_cos_f64(x: f64) -> (f64, f64) {
         _ => (-cosine, sine),
     }
 }
-
-/// ln 2, for callers that want bits.
-pub const LN2: f64 = LN_2;
 
 #[cfg(test)]
 mod tests {

@@ -55,7 +55,11 @@ pub fn multiply(
     let input = Input::new(team, sums, rows, k, (input, min));
     let jobs: Vec<Job<'_>> = products
         .iter_mut()
-        .map(|product| Job { matrix: product.matrix, out: Racy(product.out.as_mut_ptr()), store: product.store })
+        .map(|product| Job {
+            matrix: product.matrix,
+            out: Racy(product.out.as_mut_ptr()),
+            store: product.store,
+        })
         .collect();
     let units: Vec<usize> = jobs.iter().map(|job| job.matrix.panels().div_ceil(UNIT)).collect();
     let total: usize = units.iter().sum();

@@ -32,11 +32,8 @@ fn define(kind: WeightType, row: &[u8], a: &[f32]) -> (f32, f64, f64) {
     let size = if kind == WeightType::Q6K { 16 } else { 32 };
     let (mut acc, mut exact, mut bound) = (0f32, 0f64, 0f64);
     for (b, a) in a.chunks(size).enumerate() {
-        let block = if plain {
-            blocks::Block { d: 1.0, m: 0.0, q: [0; 32] }
-        } else {
-            blocks::read(kind, row, b)
-        };
+        let block =
+            if plain { blocks::Block { d: 1.0, m: 0.0, q: [0; 32] } } else { blocks::read(kind, row, b) };
         let mut q = 0f32;
         for (i, x) in a.iter().enumerate() {
             let number = if plain { float(kind, row, b * size + i) } else { f32::from(block.q[i]) };

@@ -220,7 +220,8 @@ fn put_block(layout: Layout, block: &blocks::Block, lines: &mut [Line], lane: us
     if let Layout::Nibble { offset, .. } = layout {
         for (line, eight) in lines.iter_mut().zip(block.q.chunks_exact(8)) {
             let words = eight.iter().enumerate();
-            line.0[lane] = words.fold(0, |word, (i, &q)| word | (((i32::from(q) - offset) as u32) << (4 * i)));
+            line.0[lane] =
+                words.fold(0, |word, (i, &q)| word | (((i32::from(q) - offset) as u32) << (4 * i)));
         }
     } else {
         for (i, &q) in block.q.iter().take(numbers).enumerate() {

@@ -130,7 +130,9 @@ pub fn rope(team: &mut Team, x: &mut [f32], dim: usize, width: usize, angles: &[
         for (i, row) in x.chunks_exact_mut(width).enumerate() {
             let at = (part * ROWS_PER_PART + i) * pairs;
             for head in row.chunks_exact_mut(dim) {
-                for (pair, [cosine, sine]) in head.as_chunks_mut::<2>().0.iter_mut().zip(&angles[at..at + pairs]) {
+                for (pair, [cosine, sine]) in
+                    head.as_chunks_mut::<2>().0.iter_mut().zip(&angles[at..at + pairs])
+                {
                     let [x0, x1] = *pair;
                     *pair = [x0 * cosine - x1 * sine, x1 * cosine + x0 * sine];
                 }
