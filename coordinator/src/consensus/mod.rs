@@ -123,24 +123,16 @@ impl Consensus {
     }
 
     /// `start` with another compaction than the default.
-    pub async fn start_with(
-        config: ConsensusConfig,
-        compaction: Compaction,
-    ) -> anyhow::Result<Consensus> {
+    pub async fn start_with(config: ConsensusConfig, compaction: Compaction) -> anyhow::Result<Consensus> {
         let me = config.me.0;
         let addresses: BTreeMap<NodeId, String> =
             config.peers.into_iter().map(|(id, addr)| (id.0, addr)).collect();
         let store = open(config.data_dir, me).await?;
         let (machine, watches) = StateMachine::open(store.clone()).await?;
         let peers = Peers::new(me, addresses.clone());
-        let raft = Raft::new(
-            me,
-            Arc::new(raft_config(compaction)?),
-            Network(peers.clone()),
-            store.clone(),
-            machine,
-        )
-        .await?;
+        let raft =
+            Raft::new(me, Arc::new(raft_config(compaction)?), Network(peers.clone()), store.clone(), machine)
+                .await?;
         let metrics = raft.metrics();
         let now = status::read(&metrics.borrow(), &peers, Duration::ZERO);
         let (publish, status) = watch::channel(now);
@@ -182,9 +174,7 @@ impl Consensus {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
-        let tasks = std::mem::take(
-            &mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.iter().for_each(JoinHandle::abort);
         if let Err(error) = self.inner.store.close().await {
             tracing::warn!(%error, "the consensus log was not closed cleanly");

@@ -207,10 +207,7 @@ impl Connection {
         Ok(unpack(&result?.into_inner().data, "answer")?)
     }
 
-    async fn chunk(
-        &self,
-        rpc: &ChunkRequest,
-    ) -> Result<Result<ChunkResponse, InstallSnapshotError>, Status> {
+    async fn chunk(&self, rpc: &ChunkRequest) -> Result<Result<ChunkResponse, InstallSnapshotError>, Status> {
         let mut client = self.peers.link(self.target, &self.stored)?.bulk.clone();
         let result = client.snapshot(self.peers.seal(self.target, rpc)?).await;
         self.peers.note(self.target, &result);
@@ -257,8 +254,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         loop {
             match self.ask_vote(&rpc).await {
                 Err(status)
-                    if status.code() == Code::Unavailable
-                        && started.elapsed() < option.hard_ttl() =>
+                    if status.code() == Code::Unavailable && started.elapsed() < option.hard_ttl() =>
                 {
                     tokio::time::sleep(Duration::from_millis(limits::RAFT_VOTE_RETRY_MS)).await;
                 }

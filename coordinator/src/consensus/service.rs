@@ -45,10 +45,7 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 #[tonic::async_trait]
 impl raft_server::Raft for RaftService {
-    async fn append(
-        &self,
-        request: Request<RaftPayload>,
-    ) -> Result<Response<RaftPayload>, Status> {
+    async fn append(&self, request: Request<RaftPayload>) -> Result<Response<RaftPayload>, Status> {
         let rpc: AppendRequest = self.open(request)?;
         reply(&self.0.raft.append_entries(rpc).await.map_err(stopped)?)
     }
@@ -58,10 +55,7 @@ impl raft_server::Raft for RaftService {
         reply(&self.0.raft.vote(rpc).await.map_err(stopped)?)
     }
 
-    async fn snapshot(
-        &self,
-        request: Request<RaftPayload>,
-    ) -> Result<Response<RaftPayload>, Status> {
+    async fn snapshot(&self, request: Request<RaftPayload>) -> Result<Response<RaftPayload>, Status> {
         let rpc: ChunkRequest = self.open(request)?;
         let end = rpc.offset.saturating_add(rpc.data.len() as u64);
         if end > limits::SNAPSHOT_BYTES as u64 {
@@ -76,10 +70,7 @@ impl raft_server::Raft for RaftService {
         reply(&answer)
     }
 
-    async fn propose(
-        &self,
-        request: Request<RaftPayload>,
-    ) -> Result<Response<RaftPayload>, Status> {
+    async fn propose(&self, request: Request<RaftPayload>) -> Result<Response<RaftPayload>, Status> {
         let command: Command = self.open(request)?;
         let limit = Duration::from_millis(limits::PROPOSE_MS);
         match tokio::time::timeout(limit, self.0.append_here(command)).await {

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use caravan_core::cluster::{ClusterState, Command, Outcome};
 use caravan_core::limits;
 use openraft::storage::RaftStateMachine;
-use openraft::{
-    AnyError, EntryPayload, ErrorSubject, OptionalSend, RaftSnapshotBuilder, StorageIOError,
-};
+use openraft::{AnyError, EntryPayload, ErrorSubject, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use tokio::sync::watch;
 
 use super::store::{Store, Write};
@@ -65,8 +63,7 @@ impl StateMachine {
         let state = Arc::new(state);
         let (publish_state, state_seen) = watch::channel(state.clone());
         let (publish_applied, applied_seen) = watch::channel(applied.map(|id| id.index));
-        let machine =
-            StateMachine { store, state, applied, membership, publish_state, publish_applied };
+        let machine = StateMachine { store, state, applied, membership, publish_state, publish_applied };
         Ok((machine, Watches { state: state_seen, applied: applied_seen }))
     }
 
@@ -103,8 +100,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let outcomes: Vec<Outcome> =
-            entries.into_iter().map(|entry| self.apply_entry(entry)).collect();
+        let outcomes: Vec<Outcome> = entries.into_iter().map(|entry| self.apply_entry(entry)).collect();
         self.publish(outcomes.contains(&Outcome::Done));
         Ok(outcomes)
     }
@@ -131,9 +127,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         check_digest(meta, &data)?;
         let state: ClusterState = decode(&data)?;
         let kept = Box::new(meta.clone());
-        self.store
-            .write(subject(meta), |done| Write::Snapshot { meta: kept, data, done })
-            .await?;
+        self.store.write(subject(meta), |done| Write::Snapshot { meta: kept, data, done }).await?;
         self.state = Arc::new(state);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -174,9 +168,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshot_id: snapshot_id(self.applied, &data),
         };
         let (kept, shared) = (Box::new(meta.clone()), Arc::new(data.clone()));
-        self.store
-            .write(subject(&meta), |done| Write::Snapshot { meta: kept, data: shared, done })
-            .await?;
+        self.store.write(subject(&meta), |done| Write::Snapshot { meta: kept, data: shared, done }).await?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
     }
 }

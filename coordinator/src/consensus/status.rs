@@ -53,9 +53,8 @@ pub(super) fn read(metrics: &RaftMetrics, peers: &Peers, age: Duration) -> Conse
     // A leader without its majority does not know who leads.
     let leader = metrics.current_leader.filter(|id| running && (*id != me || role == Role::Leader));
     let within = Duration::from_millis(limits::RAFT_DOWN_MS);
-    let members: BTreeMap<CoordinatorId, bool> = member_ids(metrics)
-        .map(|id| (CoordinatorId(id), peers.reachable(id, within)))
-        .collect();
+    let members: BTreeMap<CoordinatorId, bool> =
+        member_ids(metrics).map(|id| (CoordinatorId(id), peers.reachable(id, within))).collect();
     ConsensusStatus {
         me: CoordinatorId(me),
         role,

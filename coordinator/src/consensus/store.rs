@@ -40,15 +40,33 @@ pub enum OpenError {
 
 /// A write and whom to tell when it is durable.
 pub(super) enum Write {
-    Append { rows: Vec<(u64, Arc<[u8]>)>, done: LogFlushed<TypeConfig> },
-    Vote { vote: Vote, done: Done },
-    Truncate { from: u64, done: Done },
-    Purge { upto: LogId, done: Done },
-    Snapshot { meta: Box<SnapshotMeta>, data: Arc<Vec<u8>>, done: Done },
+    Append {
+        rows: Vec<(u64, Arc<[u8]>)>,
+        done: LogFlushed<TypeConfig>,
+    },
+    Vote {
+        vote: Vote,
+        done: Done,
+    },
+    Truncate {
+        from: u64,
+        done: Done,
+    },
+    Purge {
+        upto: LogId,
+        done: Done,
+    },
+    Snapshot {
+        meta: Box<SnapshotMeta>,
+        data: Arc<Vec<u8>>,
+        done: Done,
+    },
     /// The committed index in memory is newer than on disk. Not urgent, nobody waits.
     Committed,
     /// Commits what is left and closes the file.
-    Close { done: Done },
+    Close {
+        done: Done,
+    },
 }
 
 pub(super) type Done = oneshot::Sender<Result<(), String>>;
@@ -102,8 +120,7 @@ impl Store {
     pub fn with_database(database: Database, me: NodeId) -> Result<Store, OpenError> {
         check_owner(&database, me)?;
         let memory = load(&database).map_err(|error| OpenError::Read(Box::new(error)))?;
-        let shared =
-            Arc::new(Shared { database: RwLock::new(Some(database)), memory: Mutex::new(memory) });
+        let shared = Arc::new(Shared { database: RwLock::new(Some(database)), memory: Mutex::new(memory) });
         let (writes, queue) = mpsc::sync_channel(limits::LOG_WRITES);
         let for_writer = shared.clone();
         std::thread::Builder::new()

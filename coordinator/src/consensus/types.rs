@@ -52,7 +52,10 @@ pub(super) struct Envelope<T> {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Forwarded {
     /// Committed and applied at this log index.
-    Done { outcome: Outcome, index: u64 },
+    Done {
+        outcome: Outcome,
+        index: u64,
+    },
     /// Not appended here: ask another one.
     NotLeader,
     Refused(caravan_core::error::Refusal),
