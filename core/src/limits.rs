@@ -65,6 +65,32 @@ pub const COMMAND_BYTES: usize = 4 << 20;
 pub const SNAPSHOT_BYTES: usize = 256 << 20;
 pub const SNAPSHOT_EVERY_ENTRIES: u64 = 2_000;
 pub const LOG_KEEP_ENTRIES: u64 = 500;
+/// Entries and bytes of one replication message; a single larger entry travels alone.
+pub const RAFT_APPEND_ENTRIES: u64 = 256;
+pub const RAFT_APPEND_BYTES: usize = 1 << 20;
+/// How long a replication message may be under way, though its sender asks again earlier.
+pub const RAFT_APPEND_MS: u64 = 10_000;
+pub const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
+/// One snapshot chunk, sent, written and installed.
+pub const SNAPSHOT_CHUNK_MS: u64 = 10_000;
+/// Pause before another try at a coordinator that can't be reached.
+pub const RAFT_RETRY_MS: u64 = 100;
+/// Pause before a vote is asked again of a coordinator that does not listen yet.
+pub const RAFT_VOTE_RETRY_MS: u64 = 25;
+/// A coordinator asks those it has not heard from this often whether they are there.
+pub const RAFT_PROBE_MS: u64 = 500;
+/// A coordinator not heard from for this long counts as down.
+pub const RAFT_DOWN_MS: u64 = 1_500;
+/// Adding a coordinator, until it has caught up, or removing one.
+pub const MEMBERSHIP_MS: u64 = 30_000;
+/// Commands under way in one coordinator; more wait.
+pub const PROPOSALS: usize = 256;
+/// Writes queued for the log's disk, and bytes of one commit.
+pub const LOG_WRITES: usize = 1_024;
+pub const LOG_BATCH_BYTES: usize = 8 << 20;
+/// The committed index waits this long for another write to share its commit with.
+pub const LOG_COMMITTED_FLUSH_MS: u64 = 100;
+pub const LOG_CACHE_BYTES: usize = 32 << 20;
 
 // Model files
 pub const GGUF_METADATA_ENTRIES: u64 = 4_096;
