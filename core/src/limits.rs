@@ -39,6 +39,8 @@ pub const PREFILL_CHUNK_TOKENS: u32 = 128;
 /// Rows (decode tokens and prefill tokens) of one step.
 pub const STEP_ROWS: u32 = 512;
 pub const RETRY_AFTER_MS: u64 = 1_000;
+pub const REQUEST_ID_BYTES: usize = 256;
+pub const STOP_TOKENS: usize = 1_024;
 
 // Between nodes
 pub const GRPC_MESSAGE_BYTES: usize = 64 << 20;
