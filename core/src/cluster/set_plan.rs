@@ -52,7 +52,10 @@ fn check_pipeline(state: &ClusterState, pipeline: &Pipeline) -> Result<(), Strin
     let mut next = 0;
     for stage in &pipeline.stages {
         if stage.slice.first != next || stage.slice.end <= next {
-            return Err(format!("pipeline {id}: the stage of {} does not begin at layer {next}", stage.worker));
+            return Err(format!(
+                "pipeline {id}: the stage of {} does not begin at layer {next}",
+                stage.worker
+            ));
         }
         next = stage.slice.end;
         let Some(worker) = state.workers.get(&stage.worker) else {

@@ -254,7 +254,12 @@ fn ops() -> impl Strategy<Value = Op> {
             0u64..3,
             proptest::option::weighted(0.2, 1u64..4)
         )
-            .prop_map(|(order, cuts, ahead, incarnation)| Op::Plan { order, cuts, ahead, incarnation }),
+            .prop_map(|(order, cuts, ahead, incarnation)| Op::Plan {
+                order,
+                cuts,
+                ahead,
+                incarnation
+            }),
         (0u64..3).prop_map(Op::Ready),
     ]
 }
