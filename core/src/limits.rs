@@ -108,3 +108,44 @@ pub const LAYERS: u32 = 1_024;
 pub const WORKERS: usize = 256;
 pub const MODELS: usize = 64;
 pub const EVENTS_KEPT: usize = 1_024;
+pub const COORDINATORS: usize = 16;
+pub const PIPELINES_PER_MODEL: usize = 16;
+pub const WORKER_ID_BYTES: usize = 64;
+pub const MODEL_NAME_BYTES: usize = 128;
+/// Of an address, a device name or a numerics profile.
+pub const ADDRESS_BYTES: usize = 256;
+
+// Fleet
+/// How often the leader looks at leases and deadlines.
+pub const FLEET_TICK_MS: u64 = 20;
+/// Reports of workers that wait for the leader's loop before their streams wait.
+pub const FLEET_EVENTS: usize = 1_024;
+/// Directives that wait for one worker; a worker that lets more wait is disconnected.
+pub const FLEET_DIRECTIVES: usize = 64;
+/// Bytes of one report of a worker.
+pub const FLEET_REPORT_BYTES: usize = 1 << 20;
+/// Connections of workers at a time, those in their handshake included.
+pub const FLEET_CONNECTIONS: usize = 2 * WORKERS;
+/// How long a connected worker may take to say who it is.
+pub const HELLO_MS: u64 = 5_000;
+/// How long a worker may take to measure a model before another on its machine gets its turn.
+pub const MEASURE_MS: u64 = 10_000;
+/// A plan that nothing forces waits until no worker has joined or been measured for this long,
+pub const PLAN_SETTLE_MS: u64 = 200;
+/// and while workers are measured until nothing has happened for this long,
+pub const PLAN_WAIT_MS: u64 = 1_500;
+/// but no longer than this in all.
+pub const PLAN_WAIT_MAX_MS: u64 = 5_000;
+/// After a pipeline broke: how long the loss of a worker may take to commit a plan of its own.
+pub const PLAN_COMMIT_MS: u64 = 50;
+/// A broken pipeline is opened again at growing intervals between these two,
+pub const REOPEN_MIN_MS: u64 = 100;
+pub const REOPEN_MAX_MS: u64 = 5_000;
+/// which start anew once it was ready for this long.
+pub const REOPEN_FORGET_MS: u64 = 10_000;
+/// After a proposal failed: how long before the next try.
+pub const PROPOSE_AGAIN_MS: u64 = 200;
+/// Addresses that an assignment names as sources of tensors.
+pub const SOURCES: usize = 16;
+/// Of the error that a worker's heartbeat carries.
+pub const STAGE_ERROR_BYTES: usize = 1_024;
