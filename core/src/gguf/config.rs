@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::value::Value;
-use super::{Gguf, GgufError, TensorInfo, bad};
+use super::{Gguf, GgufError, TensorInfo, bad, shown};
 use crate::ids::Digest;
 use crate::limits;
 use crate::model::{Family, ModelConfig, ModelSpec, Place, TensorSpec};
@@ -33,9 +33,10 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, GgufError> {
     let keys = Keys { metadata: &gguf.metadata };
     match keys.text("general.architecture")? {
         "llama" => llama(gguf, &keys),
-        other => {
-            bad(format!("models of architecture {other:?} are not supported by this build (`llama` is)"))
-        }
+        other => bad(format!(
+            "models of architecture {} are not supported by this build (`llama` is)",
+            shown(other)
+        )),
     }
 }
 
@@ -192,13 +193,9 @@ fn refuse_unknown_keys(gguf: &Gguf) -> Result<(), GgufError> {
             _ => LLAMA_KEYS.contains(&name),
         };
         if !off {
-            let shown = match value {
-                Value::Text(text) => format!("{:?}", text.chars().take(64).collect::<String>()),
-                Value::U64(_) | Value::I64(_) | Value::F64(_) | Value::Bool(_) => format!("{value:?}"),
-                _ => "an array".to_owned(),
-            };
             return bad(format!(
-                "the key {key:?} = {shown} asks for something that this build does not support"
+                "the key {} = {value} asks for something that this build does not support",
+                shown(key)
             ));
         }
     }
@@ -209,7 +206,7 @@ fn head_dim(keys: &Keys, hidden: u32, heads: u32) -> Result<u32, GgufError> {
     let given = keys.count("llama.attention.key_length", DIMENSION)?;
     let head_dim = match given {
         Some(length) => length,
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return bad(format!("{heads} heads don't divide the hidden size {hidden}")),
     };
     if head_dim % 2 != 0 {

@@ -56,7 +56,7 @@ fn bytes_of(dims: &[u64], kind: TensorType) -> Result<u64, GgufError> {
     let Some(elements) = elements.filter(|elements| *elements > 0) else {
         return bad(format!("impossible dimensions {dims:?}; the file is damaged"));
     };
-    if dims[0] % block != 0 {
+    if !dims[0].is_multiple_of(block) {
         return bad(format!(
             "its first dimension {} is no multiple of the {} block of {block}",
             dims[0],
@@ -78,7 +78,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
             Ok(alignment)
         }
         _ => bad(format!(
-            "`general.alignment` must be a power of two up to {}, not {value:?}",
+            "`general.alignment` must be a power of two up to {}, not {value}",
             limits::GGUF_ALIGNMENT
         )),
     }

@@ -4,7 +4,7 @@
 //! Must never allocate for a count before the bytes of that many entries are known to be there.
 
 use super::reader::Reader;
-use super::{GgufError, bad};
+use super::{GgufError, bad, shown};
 use crate::limits;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +62,20 @@ impl Value {
         match self {
             Value::Texts(texts) => Some(texts),
             _ => None,
+        }
+    }
+}
+
+/// As an error shows it: never long.
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::U64(number) => write!(f, "{number}"),
+            Value::I64(number) => write!(f, "{number}"),
+            Value::F64(number) => write!(f, "{number}"),
+            Value::Bool(value) => write!(f, "{value}"),
+            Value::Text(text) => f.write_str(&shown(text)),
+            _ => f.write_str("an array"),
         }
     }
 }
