@@ -28,6 +28,12 @@ pub const SSE_KEEPALIVE_MS: u64 = 10_000;
 pub const TEMPLATE_FUEL: u64 = 2_000_000;
 pub const TEMPLATE_OUTPUT_BYTES: usize = 2 << 20;
 pub const TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
+/// Nesting of macro calls, includes and loops.
+pub const TEMPLATE_RECURSION: usize = 64;
+
+// Tokenizer
+/// A longer run without a place to split is cut into parts of this size before pairs are merged.
+pub const TOKENIZER_WORD_BYTES: usize = 16 << 10;
 
 // Scheduling
 /// Sequences that wait for admission in one pipeline; beyond it 429.
@@ -51,6 +57,12 @@ pub const KEEPALIVE_TIMEOUT_MS: u64 = 2_000;
 pub const EDGE_FRAMES: usize = 64;
 pub const BLOB_CHUNK_BYTES: usize = 256 << 10;
 pub const BLOB_BYTES: u64 = 64 << 30;
+/// Blobs that one node sends at a time; beyond it RESOURCE_EXHAUSTED, safe to retry.
+pub const BLOB_STREAMS: usize = 64;
+/// Chunks queued on a blob stream before its reader waits.
+pub const BLOB_CHUNKS_QUEUED: usize = 2;
+/// A blob stream on which nothing moved for this long is given up, by sender and receiver.
+pub const BLOB_STALL_MS: u64 = 10_000;
 
 // Leases
 pub const HEARTBEAT_MS: u64 = 200;
@@ -98,9 +110,17 @@ pub const LOG_CACHE_BYTES: usize = 32 << 20;
 pub const GGUF_METADATA_ENTRIES: u64 = 4_096;
 pub const GGUF_TENSORS: u64 = 65_536;
 pub const GGUF_STRING_BYTES: u64 = 4 << 20;
+/// Of all arrays of a file together.
 pub const GGUF_ARRAY_ENTRIES: u64 = 4 << 20;
 pub const GGUF_HEADER_BYTES: u64 = 256 << 20;
 pub const GGUF_DIMENSIONS: u32 = 4;
+/// Arrays within arrays.
+pub const GGUF_ARRAY_DEPTH: u32 = 4;
+pub const GGUF_KEY_BYTES: u64 = 65_535;
+pub const GGUF_TENSOR_NAME_BYTES: u64 = 64;
+pub const GGUF_ALIGNMENT: u64 = 1 << 16;
+/// Threads that hash a file which is not known yet.
+pub const HASH_THREADS: usize = 2;
 pub const CONTEXT_TOKENS: u32 = 1 << 20;
 pub const LAYERS: u32 = 1_024;
 
