@@ -70,6 +70,54 @@ pub const LEASE_MS: u64 = 2_000;
 /// After a worker's stream broke: how long it may take to come back before its lease ends.
 pub const RECONNECT_GRACE_MS: u64 = 150;
 
+// Worker process
+/// Keepalive of the stream to the leader: a dead leader is noticed within their sum.
+pub const ATTACH_KEEPALIVE_MS: u64 = 400;
+pub const ATTACH_KEEPALIVE_TIMEOUT_MS: u64 = 600;
+/// How long a coordinator may take to accept an attach call.
+pub const ATTACH_ANSWER_MS: u64 = 10_000;
+/// Pause between attempts to attach: the first one, and the longest.
+pub const ATTACH_BACKOFF_MIN_MS: u64 = 50;
+pub const ATTACH_BACKOFF_MAX_MS: u64 = 1_000;
+/// Coordinator addresses that a worker keeps.
+pub const COORDINATOR_ADDRESSES: usize = 32;
+/// Reports queued for the leader.
+pub const REPORTS: usize = 16;
+/// Measurements asked for and not yet begun.
+pub const MEASURES_WAITING: usize = 16;
+/// The first frame of an edge must come within this time.
+pub const EDGE_HELLO_MS: u64 = 5_000;
+/// An edge that comes before its stage is ready is held open this long.
+pub const EDGE_HOLD_MS: u64 = 30_000;
+/// Pause before an edge that was not accepted is opened again.
+pub const EDGE_RETRY_MS: u64 = 50;
+/// Calls in progress on one connection.
+pub const STREAMS_PER_CONNECTION: u32 = 256;
+/// Flow-control windows, bytes.
+pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Sequences whose sampler state a last stage keeps.
+pub const SAMPLERS: usize = 4 * RUNNING_SEQUENCES;
+/// Blobs fetched at a time, and blobs served at a time.
+pub const BLOB_FETCHES: usize = 4;
+pub const BLOBS_SERVED: usize = 32;
+/// Chunks of a served blob read ahead of the receiver.
+pub const BLOB_CHUNKS_AHEAD: usize = 4;
+/// A blob source that sends nothing for this long is left for the next one.
+pub const BLOB_STALL_MS: u64 = 5_000;
+/// Pause after all sources of a blob were tried in vain.
+pub const BLOB_RETRY_MS: u64 = 200;
+/// Answer of a link test at most, bytes; and the size the bandwidth test asks for.
+pub const PING_BYTES: u32 = 4 << 20;
+pub const PING_BANDWIDTH_BYTES: u32 = 1 << 20;
+pub const PINGS: usize = 5;
+/// One peer's link test as a whole.
+pub const LINK_TEST_MS: u64 = 3_000;
+/// Peers tested at a time.
+pub const LINK_TESTS: usize = 4;
+/// How long calls in progress may take to end at shutdown.
+pub const SHUTDOWN_MS: u64 = 1_000;
+
 // Consensus
 pub const RAFT_HEARTBEAT_MS: u64 = 100;
 pub const RAFT_ELECTION_MIN_MS: u64 = 400;
