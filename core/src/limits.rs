@@ -103,8 +103,6 @@ pub const BLOB_FETCHES: usize = 4;
 pub const BLOBS_SERVED: usize = 32;
 /// Chunks of a served blob read ahead of the receiver.
 pub const BLOB_CHUNKS_AHEAD: usize = 4;
-/// A blob source that sends nothing for this long is left for the next one.
-pub const BLOB_STALL_MS: u64 = 5_000;
 /// Pause after all sources of a blob were tried in vain.
 pub const BLOB_RETRY_MS: u64 = 200;
 /// Answer of a link test at most, bytes; and the size the bandwidth test asks for.
