@@ -64,6 +64,36 @@ pub const BLOB_CHUNKS_QUEUED: usize = 2;
 /// A blob stream on which nothing moved for this long is given up, by sender and receiver.
 pub const BLOB_STALL_MS: u64 = 10_000;
 
+// Drivers
+/// The first frame of a stream of results must come within this time.
+pub const RESULTS_HELLO_MS: u64 = 5_000;
+/// Results of an epoch that is not known here yet are held this long.
+pub const RESULTS_HOLD_MS: u64 = 30_000;
+/// Pause before the edge to the first stage is opened again.
+pub const HEAD_RETRY_MS: u64 = 50;
+/// Pause before a ready pipeline is proposed as ready again, after no quorum was found.
+pub const READY_RETRY_MS: u64 = 200;
+/// A step in flight without a result for so long means that the pipeline hangs.
+pub const STEP_PROGRESS_MS: u64 = 60_000;
+/// How often a driver looks for clients that have gone and deadlines that have passed.
+pub const DRIVER_TICK_MS: u64 = 25;
+/// Submissions that wait for a driver's loop to look at them.
+pub const SUBMISSIONS: usize = 256;
+/// Busy time over which the rate of tokens is taken.
+pub const RATE_WINDOW_MS: u64 = 10_000;
+
+// Generation
+/// Events of one sequence that wait for the gateway.
+pub const GENERATE_EVENTS: usize = 64;
+/// How long a driver may take to accept or refuse a record.
+pub const SUBMIT_MS: u64 = 5_000;
+/// Pause before a record is submitted again: the first one, and the longest.
+pub const RESUBMIT_MIN_MS: u64 = 10;
+pub const RESUBMIT_MAX_MS: u64 = 250;
+/// Keepalive of connections to other drivers: a dead host is noticed within their sum.
+pub const DRIVER_KEEPALIVE_MS: u64 = 1_000;
+pub const DRIVER_KEEPALIVE_TIMEOUT_MS: u64 = 1_000;
+
 // Leases
 pub const HEARTBEAT_MS: u64 = 200;
 pub const LEASE_MS: u64 = 2_000;

@@ -104,12 +104,14 @@ impl Scheduler {
             return Ok(());
         }
         let known = sequence.known();
-        if u64::from(known) > capacity {
+        // An answer that was begun on a larger pipeline is not its asker's mistake.
+        if u64::from(known) > capacity || known > sequence.prompt_tokens {
             return Err(Refusal::operator(
                 "kv_cache_too_small",
                 format!(
-                    "prompt and answer so far have {known} tokens, and the KV cache of this pipeline holds \
-                     {capacity}: add workers or give them more memory for KV pages"
+                    "prompt and answer so far have {known} tokens of up to {}, and the KV cache of this pipeline \
+                     holds {capacity}: add workers or give them more memory for KV pages",
+                    sequence.limit
                 ),
             ));
         }
