@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use caravan_core::cluster::{ClusterState, Outcome};
 use caravan_core::error::Refusal;
-use caravan_core::ids::{CoordinatorId, PipelineId, WorkerId};
+use caravan_core::ids::{PipelineId, WorkerId};
 use caravan_core::model::ModelSpec;
 use caravan_core::plan::Plan;
 use caravan_core::request::{GenerateEvent, RequestRecord};
@@ -23,7 +23,6 @@ use crate::text::{ChatMessage, TextModel};
 
 /// The coordinator behind the door.
 pub trait Backend: Send + Sync + 'static {
-    fn me(&self) -> CoordinatorId;
     fn default_model(&self) -> Option<String>;
     fn state(&self) -> watch::Receiver<Arc<ClusterState>>;
     fn status(&self) -> watch::Receiver<ConsensusStatus>;
@@ -41,22 +40,22 @@ pub trait Backend: Send + Sync + 'static {
 
 /// Text of one model.
 pub trait Text: Send + Sync + 'static {
-    /// Tokens of a conversation, through the model's template.
-    fn chat_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Refusal>;
-    /// Tokens of a raw prompt; control tokens written out in it count as such.
-    fn raw_tokens(&self, text: &str) -> Vec<u32>;
+    /// Tokens of a conversation, through the model's template. Refuses more than `most`.
+    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal>;
+    /// Tokens of a raw prompt, control tokens written out in it included; `None` if more than `most`.
+    fn raw_tokens(&self, text: &str, most: usize) -> Option<Vec<u32>>;
     fn bos(&self) -> Option<u32>;
     fn stop_tokens(&self) -> Vec<u32>;
     fn token_bytes(&self, token: u32) -> &[u8];
 }
 
 impl Text for TextModel {
-    fn chat_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Refusal> {
-        TextModel::prompt_tokens(self, messages)
+    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
+        self.prompt_tokens_within(messages, most)
     }
 
-    fn raw_tokens(&self, text: &str) -> Vec<u32> {
-        TextModel::encode(self, text, true)
+    fn raw_tokens(&self, text: &str, most: usize) -> Option<Vec<u32>> {
+        self.encode_within(text, true, most)
     }
 
     fn bos(&self) -> Option<u32> {
@@ -73,10 +72,6 @@ impl Text for TextModel {
 }
 
 impl Backend for ApiParts {
-    fn me(&self) -> CoordinatorId {
-        self.me
-    }
-
     fn default_model(&self) -> Option<String> {
         self.default_model.clone()
     }

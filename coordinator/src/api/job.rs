@@ -31,25 +31,30 @@ pub enum Input {
 }
 
 impl Input {
-    /// Name of the field that holds it.
-    fn param(&self) -> &'static str {
-        match self {
-            Input::Chat(_) => "messages",
-            Input::Prompts(_) => "prompt",
-        }
-    }
-
-    fn tokens(&self, text: &dyn Text) -> Result<Vec<Vec<u32>>, Refusal> {
+    /// Tokens of every prompt. One of more than `most` tokens is refused before all of it is tokenised.
+    fn tokens(&self, text: &dyn Text, most: usize) -> Result<Vec<Vec<u32>>, Refusal> {
         let prompts = match self {
-            Input::Chat(messages) => return Ok(vec![text.chat_tokens(messages)?]),
+            Input::Chat(messages) => return Ok(vec![text.chat_tokens(messages, most)?]),
             Input::Prompts(prompts) => prompts,
         };
-        let tokens = prompts.iter().map(|prompt| match prompt {
-            Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(prompt) => text.bos().into_iter().chain(text.raw_tokens(prompt)).collect(),
-        });
-        Ok(tokens.collect())
+        let one = |(i, prompt): (usize, &Prompt)| match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Text(prompt) => match text.raw_tokens(prompt, most) {
+                Some(tokens) => Ok(text.bos().into_iter().chain(tokens).collect()),
+                None => {
+                    let at = prompt_path(i, prompts.len());
+                    let why = format!("`{at}` has more than the {most} tokens that this model has room for");
+                    Err(Refusal::client("context_length_exceeded", &at, why))
+                }
+            },
+        };
+        prompts.iter().enumerate().map(one).collect()
     }
+}
+
+/// `prompt`, or `prompt[i]` if there are several.
+fn prompt_path(i: usize, count: usize) -> String {
+    if count == 1 { "prompt".to_owned() } else { format!("prompt[{i}]") }
 }
 
 /// Everything that answering takes.
@@ -71,9 +76,9 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         tokio::time::timeout(Duration::from_millis(app.waits.prepare_ms), app.backend.text(spec.clone()))
             .await
             .map_err(|_| overloaded("the tokenizer of the model could not be fetched in time"))??;
-    let param = input.param();
     let (reader, chat) = (text.clone(), matches!(input, Input::Chat(_)));
-    let prompts = app.blocking(move || input.tokens(&*reader)).await??;
+    let most = spec.config.context.saturating_sub(1) as usize;
+    let prompts = app.blocking(move || input.tokens(&*reader, most)).await??;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let id = app.ids.next();
     let now_ms = now_ms();
@@ -93,7 +98,7 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
     let count = prompts.len();
     let mut records = Vec::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let at = if count == 1 { param.to_owned() } else { format!("{param}[{i}]") };
+        let at = if chat { "messages".to_owned() } else { prompt_path(i, count) };
         check_prompt(&prompt, &at, &spec)?;
         let max_tokens = answer_length(&common, &prompt, chat, &spec)?;
         for _ in 0..common.n {

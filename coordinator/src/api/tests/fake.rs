@@ -36,14 +36,16 @@ pub struct Bytes {
 }
 
 impl Text for Bytes {
-    fn chat_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Refusal> {
+    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
         let text: String =
             messages.iter().map(|one| format!("{}:{}\n", &one.role[..1], one.content)).collect();
-        Ok(self.raw_tokens(&text))
+        let long =
+            || Refusal::client("context_length_exceeded", "messages", format!("messages: over {most}"));
+        self.raw_tokens(&text, most).ok_or_else(long)
     }
 
-    fn raw_tokens(&self, text: &str) -> Vec<u32> {
-        text.bytes().map(u32::from).collect()
+    fn raw_tokens(&self, text: &str, most: usize) -> Option<Vec<u32>> {
+        (text.len() <= most).then(|| text.bytes().map(u32::from).collect())
     }
 
     fn bos(&self) -> Option<u32> {
@@ -272,10 +274,6 @@ impl Drop for Guard {
 }
 
 impl Backend for Fake {
-    fn me(&self) -> CoordinatorId {
-        self.status.borrow().me
-    }
-
     fn default_model(&self) -> Option<String> {
         Some("tiny".into())
     }
