@@ -13,6 +13,30 @@ pub const HTTP_BODY_BYTES: usize = 4 << 20;
 pub const HTTP_HEADER_READ_MS: u64 = 10_000;
 pub const HTTP_BODY_READ_MS: u64 = 30_000;
 pub const HTTP_CONNECTIONS: usize = 1024;
+pub const HTTP_HEADER_BYTES: usize = 64 << 10;
+/// Bodies of all requests together while they are read and parsed; beyond it 503.
+pub const HTTP_BODIES_BYTES: usize = 256 << 20;
+/// Of a body over the limit: read and thrown away, so that the client gets to read its 413.
+pub const HTTP_BODY_DISCARD_BYTES: usize = 64 << 20;
+/// How long open connections may go on after the coordinator was told to stop.
+pub const HTTP_DRAIN_MS: u64 = 5_000;
+/// Completions that one coordinator serves at a time; beyond it 503.
+pub const REQUESTS_SERVED: usize = 1024;
+/// Sequences (prompts times choices) of one request.
+pub const SEQUENCES_PER_REQUEST: usize = 128;
+/// Content parts of one message.
+pub const CONTENT_PARTS: usize = 256;
+/// Parameter names and values are cut to this many characters in error messages.
+pub const ERROR_WORD_CHARS: usize = 80;
+/// Bodies parsed and prompts tokenised at a time, on threads of their own.
+pub const PREPARING: usize = 4;
+/// How long a request waits for its turn to be parsed or tokenised, and for the tokenizer itself.
+pub const PREPARE_WAIT_MS: u64 = 30_000;
+/// How long a new request waits for a pipeline that is about to be ready again.
+pub const READY_WAIT_MS: u64 = 5_000;
+/// How long a streamed answer's status line waits for the first event, so that an early refusal
+/// still gets its own status.
+pub const FIRST_EVENT_MS: u64 = 1_000;
 pub const CHOICES: u32 = 16;
 pub const MESSAGES: usize = 2048;
 pub const PROMPTS_PER_REQUEST: usize = 64;
@@ -23,6 +47,12 @@ pub const TOP_LOGPROBS: u8 = 20;
 pub const REQUEST_DEADLINE_MS: u64 = 600_000;
 /// A stream on which nothing is due says it is alive this often.
 pub const SSE_KEEPALIVE_MS: u64 = 10_000;
+/// Frames of one stream that wait for a slow client.
+pub const SSE_FRAMES: usize = 4_096;
+/// A client that takes no frame for so long, with all of these waiting, is cut off.
+pub const SSE_STALL_MS: u64 = 30_000;
+/// An admin call forwarded to the leader.
+pub const ADMIN_MS: u64 = 8_000;
 
 // Chat templates
 pub const TEMPLATE_FUEL: u64 = 2_000_000;
