@@ -129,7 +129,7 @@ async fn write(consensus: Consensus, promises: Arc<Promises>, stop: Arc<AtomicBo
                 promises.refused.fetch_add(1, Ordering::SeqCst);
             }
         }
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
 }
 
