@@ -19,7 +19,13 @@ mod cluster_tests;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod network_tests;
+#[cfg(test)]
+mod partition_tests;
+#[cfg(test)]
 mod store_tests;
+#[cfg(test)]
+mod testkit;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

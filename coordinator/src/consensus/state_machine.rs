@@ -22,9 +22,17 @@ use super::types::{
 /// The one place where a command meets the state.
 fn apply(state: &mut ClusterState, command: &Command) -> Outcome {
     match command {
-        Command::RegisterCoordinator { id, coordinator } => {
-            match state.coordinators.insert(*id, coordinator.clone()) {
-                Some(before) if before == *coordinator => Outcome::Unchanged,
+        Command::JoinWorker { id, incarnation, profile, now_ms } => {
+            let worker = caravan_core::cluster::Worker {
+                profile: profile.clone(),
+                incarnation: *incarnation,
+                state: caravan_core::cluster::WorkerState::Joining,
+                layer_times: Default::default(),
+                links: Default::default(),
+                since_ms: *now_ms,
+            };
+            match state.workers.insert(id.clone(), worker.clone()) {
+                Some(before) if before == worker => Outcome::Unchanged,
                 _ => Outcome::Done,
             }
         }

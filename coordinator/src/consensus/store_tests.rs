@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use caravan_core::cluster::{Command, Coordinator};
-use caravan_core::ids::CoordinatorId;
+use caravan_core::cluster::ClusterState;
+
+use super::testkit::{command, entry, large, log_id};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader};
@@ -27,19 +28,6 @@ impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for Builder {
 #[test]
 fn passes_the_suite_of_the_library() {
     Suite::test_all(Builder).unwrap();
-}
-
-pub(super) fn log_id(term: u64, index: u64) -> LogId {
-    openraft::testing::log_id(term, 1, index)
-}
-
-pub(super) fn command(number: u64) -> Command {
-    let coordinator = Coordinator { grpc: format!("127.0.0.1:{number}"), http: String::new(), holds: vec![] };
-    Command::RegisterCoordinator { id: CoordinatorId(number), coordinator }
-}
-
-pub(super) fn entry(term: u64, index: u64) -> Entry {
-    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(command(index)) }
 }
 
 #[tokio::test]
@@ -70,12 +58,8 @@ async fn a_reopened_log_holds_vote_entries_and_committed_index() {
 async fn a_batch_to_send_is_bounded_in_bytes_but_never_empty() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("log"), 1).unwrap();
-    let large = |index| {
-        let Command::RegisterCoordinator { id, mut coordinator } = command(index) else { unreachable!() };
-        coordinator.http = "x".repeat(600 << 10);
-        let payload = EntryPayload::Normal(Command::RegisterCoordinator { id, coordinator });
-        Entry { log_id: log_id(1, index), payload }
-    };
+    let large =
+        |index| Entry { log_id: log_id(1, index), payload: EntryPayload::Normal(large(index, 600 << 10)) };
     store.blocking_append((0..5).map(large)).await.unwrap();
     // 600 KiB each and 1 MiB at most: the second one crosses the bound.
     assert_eq!(store.limited_get_log_entries(0, 5).await.unwrap().len(), 2);
@@ -178,6 +162,6 @@ async fn an_older_snapshot_never_replaces_a_newer_one() {
     slow.build_snapshot().await.unwrap();
     let (meta, data) = store.snapshot().await.unwrap().unwrap();
     assert_eq!(meta.last_log_id, Some(log_id(1, 1)));
-    let state: caravan_core::cluster::ClusterState = decode(&data).unwrap();
-    assert_eq!(state.coordinators.len(), 2);
+    let state: ClusterState = decode(&data).unwrap();
+    assert_eq!(state.workers.len(), 2);
 }
