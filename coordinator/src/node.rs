@@ -13,6 +13,7 @@ use caravan_core::cluster::{Command, Coordinator, Outcome};
 use caravan_core::error::Retry;
 use caravan_core::ids::CoordinatorId;
 use caravan_core::limits;
+use caravan_core::model::ModelSpec;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -53,15 +54,17 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
     let grpc_task = tokio::spawn(serve_grpc(grpc, parts.clone(), stopped.clone()));
     let http_task = tokio::spawn(api::serve(http, api::router(parts.clone()), until(stopped)));
     let me = Coordinator { grpc: advertised, http: http_address, holds: Vec::new() };
-    let registering = tokio::spawn(register(config, me, parts.consensus.clone(), models));
-    shutdown.await;
-    registering.abort();
+    let registering = register(config, me, parts.consensus.clone(), models);
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        Err(error) = registering => Err(error),
+    };
     stop.send_replace(true);
     let bound = Duration::from_millis(limits::SHUTDOWN_MS);
     let _ = tokio::time::timeout(bound, http_task).await;
     parts.consensus.shutdown().await;
     let _ = tokio::time::timeout(bound, grpc_task).await;
-    Ok(())
+    outcome
 }
 
 async fn listen(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -120,34 +123,35 @@ async fn serve_grpc(listener: TcpListener, parts: ApiParts, stopped: watch::Rece
     }
 }
 
-/// Tells the cluster where this coordinator is and what models it brings; goes on until it is told.
+/// Tells the cluster where this coordinator is and what models it brings, and then waits for ever.
+/// Errors only for a file that can't be served: an operator's mistake must not look like a wait.
 async fn register(
     config: CoordinatorConfig,
     mut me: Coordinator,
     consensus: Consensus,
     models: ModelFiles,
-) {
-    propose_until_done(&consensus, Command::RegisterCoordinator { id: config.id, coordinator: me.clone() }).await;
-    let mut specs = Vec::new();
-    for (name, path) in config.models {
-        let files = models.clone();
-        let words = format!("model {name} from {}", path.display());
-        let added = tokio::task::spawn_blocking(move || files.add(&name, &path, &|_| {})).await;
-        match added {
-            Ok(Ok(spec)) => specs.push(spec),
-            Ok(Err(error)) => tracing::error!("{words} can't be served: {error:#}"),
-            Err(error) => tracing::error!(%error, "{words} can't be served: a bug of the coordinator"),
+) -> anyhow::Result<()> {
+    let id = config.id;
+    let files = models.clone();
+    let adding = tokio::task::spawn_blocking(move || add_all(&files, config.models));
+    propose_until_done(&consensus, Command::RegisterCoordinator { id, coordinator: me.clone() }).await;
+    let specs = adding.await.context("a bug of the coordinator")??;
+    me.holds = models.holds();
+    if !me.holds.is_empty() {
+        // First who has the bytes, then the model: its tensors are asked for as soon as it is known.
+        propose_until_done(&consensus, Command::RegisterCoordinator { id, coordinator: me }).await;
+        for spec in specs {
+            propose_until_done(&consensus, Command::AddModel { spec: Box::new(spec) }).await;
         }
     }
-    me.holds = models.holds();
-    if me.holds.is_empty() {
-        return;
-    }
-    // First who has the bytes, then the model: its tensors are asked for as soon as it is known.
-    propose_until_done(&consensus, Command::RegisterCoordinator { id: config.id, coordinator: me }).await;
-    for spec in specs {
-        propose_until_done(&consensus, Command::AddModel { spec: Box::new(spec) }).await;
-    }
+    std::future::pending().await
+}
+
+fn add_all(files: &ModelFiles, models: Vec<(String, PathBuf)>) -> anyhow::Result<Vec<ModelSpec>> {
+    let add = |(name, path): (String, PathBuf)| {
+        files.add(&name, &path, &|_| {}).with_context(|| format!("model {name} can't be served"))
+    };
+    models.into_iter().map(add).collect()
 }
 
 /// Without a leader there is nothing else to do than to ask again: each try waits for one itself.
