@@ -102,7 +102,9 @@ impl TextModel {
             false => Err(Refusal::client(
                 "context_length_exceeded",
                 "messages",
-                format!("the messages are longer than the {most} tokens that this model has room for; shorten them"),
+                format!(
+                    "the messages are longer than the {most} tokens that this model has room for; shorten them"
+                ),
             )),
         }
     }
