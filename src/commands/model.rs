@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::catalogue::{Cache, Catalogue, as_file, obtain};
 use crate::cli::ModelCommand;
-use crate::term::{Term, size, table};
+use crate::term::{Term, print, size, table};
 
 /// How much of a file is read at first; most headers fit.
 const FIRST_READ: u64 = 4 << 20;
@@ -31,8 +31,7 @@ pub fn run(command: ModelCommand) -> anyhow::Result<()> {
 fn pull(name: &str, from: Option<&str>, data: &Path) -> anyhow::Result<()> {
     let catalogue = Catalogue::load(data)?;
     let path = obtain(catalogue.find(name)?, &Cache::of(data), from, &Term::new())?;
-    println!("{}", path.display());
-    Ok(())
+    print(&format!("{}\n", path.display()))
 }
 
 fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -45,11 +44,9 @@ fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
         let sources: Vec<String> = model.sources.iter().map(ToString::to_string).collect();
         if as_json {
             let cached = record.as_ref().map(|_| cache.file(model));
-            println!(
-                "{}",
-                json!({"name": model.name, "aliases": model.aliases, "bytes": model.bytes, "sha256": model.sha256,
-                    "licence": model.licence, "path": cached, "sources": sources})
-            );
+            let line = json!({"name": model.name, "aliases": model.aliases, "bytes": model.bytes, "sha256": model.sha256,
+                    "licence": model.licence, "path": cached, "sources": sources});
+            print(&format!("{line}\n"))?;
         }
         rows.push(vec![
             model.name.clone(),
@@ -59,10 +56,7 @@ fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
             sources.join("; "),
         ]);
     }
-    if !as_json {
-        print!("{}", table(&rows));
-    }
-    Ok(())
+    if as_json { Ok(()) } else { print(&table(&rows)) }
 }
 
 fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -86,13 +80,11 @@ fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let object: serde_json::Map<String, serde_json::Value> =
             facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        println!("{}", serde_json::Value::Object(object));
-        return Ok(());
+        return print(&format!("{}\n", serde_json::Value::Object(object)));
     }
     let rows: Vec<Vec<String>> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    print!("{}", table(&rows));
-    Ok(())
+    print(&table(&rows))
 }
 
 /// Reads as much of the file as its header needs.
