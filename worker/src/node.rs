@@ -152,7 +152,7 @@ fn hello(config: &WorkerConfig, addr: &str) -> wire::WorkerHello {
         threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
         memory_bytes: machine::memory_bytes(),
         kv_bytes: config.kv_bytes,
-        numerics: format!("{}/f32", limits::KERNEL_VERSION),
+        numerics: crate::slice::numerics(),
         epoch: 0,
     }
 }
