@@ -108,7 +108,7 @@ pub const STEP_PROGRESS_MS: u64 = 60_000;
 /// How often a driver looks for clients that have gone and deadlines that have passed.
 pub const DRIVER_TICK_MS: u64 = 25;
 /// Submissions that wait for a driver's loop to look at them.
-pub const SUBMISSIONS: usize = 256;
+pub const SUBMISSIONS: usize = 1_024;
 /// Busy time over which the rate of tokens is taken.
 pub const RATE_WINDOW_MS: u64 = 10_000;
 

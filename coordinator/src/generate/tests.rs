@@ -228,7 +228,7 @@ async fn it_waits_for_the_next_ready_plan_and_goes_there() {
     let rest = tokens(&mut stream, LENGTH - 5).await;
     assert_eq!([first, rest].concat(), answer());
     assert_eq!(next(&mut stream).await, Some(GenerateEvent::Finished(Finish::Length)));
-    assert!(world.submissions()[before..].iter().any(|s| *s == (2, 4, 5)), "{:?}", world.submissions());
+    assert!(world.submissions()[before..].contains(&(2, 4, 5)), "{:?}", world.submissions());
 }
 
 #[tokio::test]
