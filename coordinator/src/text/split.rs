@@ -41,27 +41,35 @@ impl Splitter {
         text: &'a str,
         mut word: impl FnMut(&'a str) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let next: fn(&str) -> usize = match self {
-            Splitter::Gpt2 => gpt2,
-            Splitter::Smollm => return smollm(text, word),
-            Splitter::Llama3 => |text| llama3(text, 3),
-            Splitter::Qwen2 => |text| llama3(text, 1),
-        };
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (head, tail) = rest.split_at(next(rest));
-            word(head)?;
-            rest = tail;
+        match self {
+            Splitter::Gpt2 => cut(text, gpt2, &mut word),
+            Splitter::Smollm => smollm(text, &mut word),
+            Splitter::Llama3 => cut(text, |text| llama3(text, 3), &mut word),
+            Splitter::Qwen2 => cut(text, |text| llama3(text, 1), &mut word),
         }
-        ControlFlow::Continue(())
     }
 }
 
-fn smollm<'a>(text: &'a str, mut word: impl FnMut(&'a str) -> ControlFlow<()>) -> ControlFlow<()> {
+/// Words of which `next` gives the length of the first one.
+fn cut<'a>(
+    text: &'a str,
+    next: impl Fn(&str) -> usize,
+    word: &mut impl FnMut(&'a str) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_at(next(rest));
+        word(head)?;
+        rest = tail;
+    }
+    ControlFlow::Continue(())
+}
+
+fn smollm<'a>(text: &'a str, word: &mut impl FnMut(&'a str) -> ControlFlow<()>) -> ControlFlow<()> {
     let mut rest = text;
     while !rest.is_empty() {
         let (between, tail) = rest.split_at(rest.find(char::is_numeric).unwrap_or(rest.len()));
-        Splitter::Gpt2.words(between, &mut word)?;
+        cut(between, gpt2, word)?;
         let (digit, tail) = tail.split_at(tail.chars().next().map_or(0, char::len_utf8));
         if !digit.is_empty() {
             word(digit)?;
