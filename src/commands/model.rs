@@ -3,21 +3,15 @@
 //! Must never read the weights to inspect a file: its header says it all.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, bail};
-use caravan_core::gguf::{Gguf, GgufError, Value};
-use caravan_core::limits;
+use anyhow::Context;
+use caravan_core::gguf::{Gguf, Value};
 use serde_json::json;
 
 use crate::catalogue::{Cache, Catalogue, as_file, obtain};
 use crate::cli::ModelCommand;
 use crate::term::{Term, print, size, table};
-
-/// How much of a file is read at first; most headers fit.
-const FIRST_READ: u64 = 4 << 20;
 
 pub fn run(command: ModelCommand) -> anyhow::Result<()> {
     match command {
@@ -73,7 +67,7 @@ fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
         }
     };
     let bytes = path.metadata().with_context(|| format!("can't read {}", path.display()))?.len();
-    let header = read_header(&path, bytes)?;
+    let header = caravan_coordinator::model_files::inspect(&path)?;
     let mut facts = vec![("file", path.display().to_string()), ("size", size(bytes))];
     facts.extend(sha256.map(|digest| ("sha256", digest)));
     facts.extend(header_facts(&header));
@@ -85,34 +79,6 @@ fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     print(&table(&rows))
-}
-
-/// Reads as much of the file as its header needs.
-fn read_header(path: &Path, file_bytes: u64) -> anyhow::Result<Gguf> {
-    let at = || format!("can't read {}", path.display());
-    let mut file = File::open(path).with_context(at)?;
-    let mut bytes = Vec::new();
-    let mut wanted = FIRST_READ.min(file_bytes);
-    loop {
-        (&mut file)
-            .take(wanted.saturating_sub(bytes.len() as u64))
-            .read_to_end(&mut bytes)
-            .with_context(at)?;
-        match Gguf::parse(&bytes, file_bytes) {
-            Ok(header) => return Ok(header),
-            Err(GgufError::Bad(why)) => bail!("{} is not a usable GGUF file: {why}", path.display()),
-            Err(GgufError::NeedBytes(_)) if bytes.len() as u64 >= file_bytes => {
-                bail!("{} is cut off in its header; fetch it again", path.display())
-            }
-            Err(GgufError::NeedBytes(_)) if wanted >= limits::GGUF_HEADER_BYTES => {
-                bail!("{} has a header of more than {}", path.display(), size(limits::GGUF_HEADER_BYTES))
-            }
-            // At least double, so that a file that asks for little each time does not cost many reads.
-            Err(GgufError::NeedBytes(need)) => {
-                wanted = need.max(wanted.saturating_mul(2)).min(file_bytes).min(limits::GGUF_HEADER_BYTES);
-            }
-        }
-    }
 }
 
 /// What a header says, in words.
@@ -157,7 +123,7 @@ fn header_facts(header: &Gguf) -> Vec<(&'static str, String)> {
 fn tokenizer(header: &Gguf) -> String {
     let of = |key: &str| header.metadata.get(&format!("tokenizer.ggml.{key}"));
     let tokens = match of("tokens") {
-        Some(Value::Array(tokens)) => tokens.len().to_string(),
+        Some(Value::Texts(tokens)) => tokens.len().to_string(),
         _ => "no".to_owned(),
     };
     format!("{} ({}), {tokens} tokens", shown(of("model")), shown(of("pre")))
@@ -171,13 +137,5 @@ fn template(header: &Gguf) -> String {
 }
 
 fn shown(value: Option<&Value>) -> String {
-    match value {
-        Some(Value::Text(text)) => text.clone(),
-        Some(Value::U64(number)) => number.to_string(),
-        Some(Value::I64(number)) => number.to_string(),
-        Some(Value::F64(number)) => number.to_string(),
-        Some(Value::Bool(flag)) => flag.to_string(),
-        Some(Value::Array(items)) => format!("a list of {}", items.len()),
-        None => "-".to_owned(),
-    }
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
