@@ -109,8 +109,7 @@ fn commit(shared: &Shared, batch: &[Write]) -> Result<(), String> {
 
 fn write_all(database: &Database, batch: &[Write], marks: &mut Marks) -> Result<(), redb::Error> {
     // The default durability of a transaction is `Immediate`: `commit` returns after the fsync.
-    let mut transaction = database.begin_write()?;
-    if batch.iter().any(|w| matches!(w, Write::Vote { .. })) { let _ = transaction.set_durability(redb::Durability::None); }
+    let transaction = database.begin_write()?;
     {
         let mut log = transaction.open_table(LOG)?;
         for write in batch {
