@@ -187,7 +187,7 @@ impl ModelFiles {
 pub fn inspect(path: &Path) -> anyhow::Result<Gguf> {
     let inspect = || {
         let bytes = std::fs::metadata(path).context("it can't be opened")?.len();
-        Ok(hash::read_header(path, bytes)?.1)
+        anyhow::Ok(hash::read_header(path, bytes)?.1)
     };
     inspect().with_context(|| format!("the model file {} can't be used", path.display()))
 }

@@ -77,11 +77,19 @@ fn templates_that_do_not_end_are_stopped() {
 
 #[test]
 fn values_nested_without_end_do_not_break_the_stack() {
-    let grow =
-        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
-    for end in ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"]
-    {
-        let _ = render(&format!("{grow}{end}"), "x");
+    for loops in [1, 2, 3, 5, 9] {
+        let grow = format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for a in range({loops}) %}}{{% for i in range(50000) %}}\
+             {{% set ns.x = [ns.x] %}}{{% endfor %}}{{% endfor %}}"
+        );
+        for end in
+            ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"]
+        {
+            match render(&format!("{grow}{end}"), "x") {
+                Ok(_) => assert!(loops <= 3),
+                Err(refusal) => assert_eq!((loops > 3, refusal.code.as_str()), (true, "template_limit")),
+            }
+        }
     }
 }
 
