@@ -113,7 +113,7 @@ fn templates_that_can_not_work_are_the_operators() {
     refused("{{ nothing_of_that_name() }}", "template_failed", Fault::Operator);
     refused("{% include 'other' %}", "template_failed", Fault::Operator);
     refused("{{ 1 / 0 }}", "template_failed", Fault::Operator);
-    let nested = format!("{}1{}", "{{ (".repeat(1) + &"(".repeat(100_000), ")".repeat(100_001) + " }}");
+    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
     refused(&nested, "bad_chat_template", Fault::Operator);
     refused(&"x".repeat(limits::TEMPLATE_SOURCE_BYTES + 1), "bad_chat_template", Fault::Operator);
 }
