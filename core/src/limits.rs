@@ -60,6 +60,8 @@ pub const TEMPLATE_OUTPUT_BYTES: usize = 2 << 20;
 pub const TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
 /// Nesting of macro calls, includes and loops.
 pub const TEMPLATE_RECURSION: usize = 64;
+/// Stack of the thread that renders: values can be nested as deep as the fuel allows.
+pub const TEMPLATE_STACK_BYTES: usize = 256 << 20;
 
 // Tokenizer
 /// A longer run without a place to split is cut into parts of this size before pairs are merged.

@@ -117,6 +117,22 @@ impl ChatTemplate {
         if given > limits::TEMPLATE_OUTPUT_BYTES {
             return Err(too_long());
         }
+        // A template can nest values so deep that dropping them overflows an ordinary stack.
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(limits::TEMPLATE_STACK_BYTES);
+            let thread = builder.spawn_scoped(scope, || self.render_here(environment, messages, given));
+            let rendered = thread.map_err(|error| busy(&error.to_string()))?.join();
+            rendered.unwrap_or_else(|_| Err(broken("template_failed", "rendering it failed")))
+        })
+    }
+
+    /// `given`: bytes of the messages.
+    fn render_here(
+        &self,
+        environment: &Environment<'static>,
+        messages: &[ChatMessage],
+        given: usize,
+    ) -> Result<String, Refusal> {
         let list: Vec<Value> = messages
             .iter()
             .map(|message| {
@@ -151,6 +167,11 @@ fn too_long() -> Refusal {
     let limit = limits::TEMPLATE_OUTPUT_BYTES;
     let message = format!("the messages are longer than the limit of {limit} bytes; shorten them");
     Refusal::client("context_length_exceeded", "messages", message)
+}
+
+fn busy(why: &str) -> Refusal {
+    let message = format!("this node has no room to render the messages now ({why}); send the request again");
+    Refusal::cluster("overloaded", limits::RETRY_AFTER_MS, message)
 }
 
 /// The operator's fault: another model file is needed, no retry helps.

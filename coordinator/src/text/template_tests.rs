@@ -77,11 +77,19 @@ fn templates_that_do_not_end_are_stopped() {
 
 #[test]
 fn values_nested_without_end_do_not_break_the_stack() {
-    let grow =
-        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
-    for end in ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"]
-    {
-        let _ = render(&format!("{grow}{end}"), "x");
+    for loops in [1, 2, 3, 5, 9] {
+        let grow = format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for a in range({loops}) %}}{{% for i in range(50000) %}}\
+             {{% set ns.x = [ns.x] %}}{{% endfor %}}{{% endfor %}}"
+        );
+        for end in
+            ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"]
+        {
+            match render(&format!("{grow}{end}"), "x") {
+                Ok(_) => assert!(loops <= 3),
+                Err(refusal) => assert_eq!((loops > 3, refusal.code.as_str()), (true, "template_limit")),
+            }
+        }
     }
 }
 
@@ -105,7 +113,7 @@ fn templates_that_can_not_work_are_the_operators() {
     refused("{{ nothing_of_that_name() }}", "template_failed", Fault::Operator);
     refused("{% include 'other' %}", "template_failed", Fault::Operator);
     refused("{{ 1 / 0 }}", "template_failed", Fault::Operator);
-    let nested = format!("{}1{}", "{{ (".repeat(1) + &"(".repeat(100_000), ")".repeat(100_001) + " }}");
+    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
     refused(&nested, "bad_chat_template", Fault::Operator);
     refused(&"x".repeat(limits::TEMPLATE_SOURCE_BYTES + 1), "bad_chat_template", Fault::Operator);
 }

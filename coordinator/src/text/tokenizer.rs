@@ -156,10 +156,8 @@ impl Tokenizer {
     /// Appends the tokens of `text`; false if there are more than `encoding.most` (then some are left out).
     pub(super) fn encode(&self, text: &str, encoding: Encoding, out: &mut Vec<u32>) -> bool {
         let mut rest = text;
-        while encoding.special {
-            let Some(found) = self.special.find(rest) else {
-                break;
-            };
+        let find = |text: &str| encoding.special.then(|| self.special.find(text)).flatten();
+        while let Some(found) = find(rest) {
             if self.encode_plain(&rest[..found.start], encoding, out).is_break() {
                 return false;
             }
@@ -208,7 +206,7 @@ impl Tokenizer {
     }
 
     /// Ends of text and turn by the file's own keys.
-    pub(super) fn ends(&self) -> &[u32] {
+    pub(super) fn stops(&self) -> &[u32] {
         &self.stops
     }
 
