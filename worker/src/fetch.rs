@@ -133,7 +133,7 @@ impl Fetch<'_> {
     async fn blob(&self, digest: Digest, bytes: u64) -> Result<(), Stop> {
         for round in 0u32.. {
             for source in &self.sources {
-                match self.from_source(source, digest, bytes).await {
+                match self.ask(source, digest, bytes).await {
                     Ok(()) => return Ok(()),
                     Err(Miss::Stop(stop)) => return Err(stop),
                     Err(Miss::Absent) => {}
@@ -158,7 +158,7 @@ impl Fetch<'_> {
 
     /// A blob that was begun from elsewhere and came out wrong says nothing about this source:
     /// it gets a second chance, from the first byte.
-    async fn from_source(&self, source: &Source, digest: Digest, bytes: u64) -> Result<(), Miss> {
+    async fn ask(&self, source: &Source, digest: Digest, bytes: u64) -> Result<(), Miss> {
         match self.attempt(source, digest, bytes).await {
             Err(Miss::Wrong { resumed: true }) => self.attempt(source, digest, bytes).await,
             other => other,

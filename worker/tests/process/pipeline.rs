@@ -88,7 +88,7 @@ impl Cluster {
         let stages = self.addrs.len() as u32;
         // Backwards and forwards must both work: the head is told first in odd epochs.
         let mut order: Vec<u32> = (0..stages).collect();
-        if epoch % 2 == 0 {
+        if epoch.is_multiple_of(2) {
             order.reverse();
         }
         for stage in order {
