@@ -213,7 +213,7 @@ impl Serving {
         self.deliver(events);
         let silent = self.progress.elapsed();
         let steps = self.scheduler.stats().steps_in_flight;
-        if steps > 0 && silent > Duration::from_millis(limits::STEP_PROGRESS_MS) {
+        if steps > 0 && silent > self.shared.patience {
             return Err(format!("{steps} steps are in flight and none came back for {} s", silent.as_secs()));
         }
         Ok(())
