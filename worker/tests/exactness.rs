@@ -125,7 +125,7 @@ fn bad_chunks_are_errors_and_change_nothing() {
     let mut team = Team::new(2);
     let good = Chunk { start: 0, tokens: vec![5, 6, 7], pages: vec![2], sample: true };
     let StageOutput::Logits(want) =
-        slices[0].forward(&mut team, &[good.clone()], StageInput::Tokens).unwrap()
+        slices[0].forward(&mut team, std::slice::from_ref(&good), StageInput::Tokens).unwrap()
     else {
         panic!("a whole model gives logits");
     };
@@ -144,7 +144,11 @@ fn bad_chunks_are_errors_and_change_nothing() {
             "{chunk:?}"
         );
     }
-    assert!(slices[0].forward(&mut team, &[good.clone()], StageInput::Activations(vec![0.0; 768])).is_err());
+    assert!(
+        slices[0]
+            .forward(&mut team, std::slice::from_ref(&good), StageInput::Activations(vec![0.0; 768]))
+            .is_err()
+    );
     let next = Chunk { start: 3, tokens: vec![8], ..good.clone() };
     let StageOutput::Logits(last) = slices[0].forward(&mut team, &[next], StageInput::Tokens).unwrap() else {
         panic!("a whole model gives logits");
