@@ -1,11 +1,27 @@
 //! The arithmetic, bit-exact on every instruction set; the only crate with `unsafe`.
+//!
+//! Every output element has one fixed order of floating-point operations, which depends on nothing
+//! but the weight format and the dimensions: not on the number of rows, the row's place, the
+//! threads or the instruction set. Each kernel's body is written once over 16 lanes (`lanes`) and
+//! compiled for scalar, AVX2+FMA and AVX-512 code. The modules state their order of operations.
+//!
+//! Must never know of models, sequences, files' formats beyond weight blocks, or the network.
 
-/// A team of compute threads.
-pub struct Team {}
+pub mod attention;
+mod blocks;
+mod isa;
+mod lanes;
+pub mod map;
+pub mod math;
+mod matmul;
+mod packed;
+pub mod rows;
+mod team;
+#[cfg(test)]
+mod testing;
 
-impl Team {
-    /// `threads` >= 1; 1 runs everything on the caller.
-    pub fn new(_threads: usize) -> Team {
-        todo!()
-    }
-}
+pub use blocks::WeightType;
+pub use isa::Isa;
+pub use matmul::{Product, Store, gated, multiply};
+pub use packed::{Matrix, PackError};
+pub use team::Team;

@@ -4,10 +4,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assign;
+pub mod attach;
+pub mod blobs;
+pub mod compute;
+pub mod edges;
+pub mod engine;
+pub mod fetch;
 pub mod kv;
+pub mod links;
+pub mod machine;
 pub mod measure;
 pub mod models;
 pub mod node;
 pub mod sampler;
+pub mod service;
 pub mod slice;
+pub mod stages;
+pub mod steps;
 pub mod weights;

@@ -1,1 +1,245 @@
-//! stub
+//! Chooses the next token of one sequence from its logits, at the last stage.
+//!
+//! A choice is a pure function of the parameters, the logits, the position and the tokens seen
+//! before it: a sampler made anew and told all earlier tokens goes on exactly.
+//! Must never use the standard library's transcendental functions or a random source.
+//!
+//! The definition, in order, all sums in f64:
+//!   1. logit bias; repetition penalty for tokens in prompt or answer; frequency and presence
+//!      penalties for tokens in the answer (f32 arithmetic). The log-probabilities reported are of
+//!      this distribution.
+//!   2. temperature 0: the highest logit, ties to the lowest token.
+//!   3. weight = exp((logit - highest) / temperature). Tokens are ranked by logit, highest first,
+//!      ties by token.
+//!   4. top_k: the k first ranks. top_p: the fewest first ranks of those whose weights (added in rank
+//!      order) reach top_p times the sum of the kept weights (added in token order). min_p: of those,
+//!      weights of at least min_p times the first one's.
+//!   5. With the kept tokens in token order: the first whose running sum of weights exceeds u times
+//!      their sum; u is `uniform(seed, position)`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail, ensure};
+use caravan_core::request::{Sampled, Sampling, TokenLogprob};
+use caravan_kernels::math::{exp_f64, ln_f64};
+
+/// The sampler of one sequence.
+///
+/// Contract: `see` is told the token of every position once it is known, in order from 0. `sample`
+/// chooses the token of the next position and sees it at once. A position seen before is ignored:
+/// the sampled token comes again as the token of the next decode chunk and counts once.
+pub struct SequenceSampler {
+    sampling: Sampling,
+    prompt_tokens: u32,
+    /// Positions 0..next are seen.
+    next: u32,
+    gap: bool,
+    /// For each token of the text, how often it is in the answer (0: in the prompt only).
+    seen: BTreeMap<u32, u32>,
+    ranked: Vec<Candidate>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    token: u32,
+    logit: f32,
+    weight: f64,
+}
+
+impl SequenceSampler {
+    /// `prompt_tokens`: positions below it are the prompt, the others the answer.
+    pub fn new(sampling: Sampling, prompt_tokens: u32) -> SequenceSampler {
+        let (seen, ranked) = (BTreeMap::new(), Vec::new());
+        SequenceSampler { sampling, prompt_tokens, next: 0, gap: false, seen, ranked }
+    }
+
+    /// The token at `position` is known.
+    pub fn see(&mut self, position: u32, token: u32) {
+        if position < self.next {
+            return;
+        }
+        self.gap |= position > self.next;
+        self.next = position.saturating_add(1);
+        *self.seen.entry(token).or_default() += u32::from(position >= self.prompt_tokens);
+    }
+
+    /// Chooses the token at `position`, which must be the next one, and sees it. `logits` are
+    /// changed in place by bias and penalties. Fails if a logit is not a finite number or if
+    /// positions were left out; the sampler is then as it was.
+    pub fn sample(&mut self, position: u32, logits: &mut [f32]) -> anyhow::Result<Sampled> {
+        ensure!(
+            position == self.next && !self.gap,
+            "the sampler was not told every token before position {position} (next is {}): a fault of the driver; \
+             submitting the request again is safe",
+            self.next
+        );
+        self.adjust(logits);
+        if let Some(token) = logits.iter().position(|logit| !logit.is_finite()) {
+            bail!(
+                "the logit of token {token} at position {position} is not a finite number: the weights or the \
+                 request's penalties are out of range; the same request will fail again"
+            );
+        }
+        let best = greedy(logits).context("there are no logits: a fault of the driver")?;
+        let temperature = f64::from(self.sampling.temperature);
+        let token = if temperature > 0.0 { self.draw(position, logits, best) } else { best };
+        let (logprob, top) = match self.sampling.logprobs {
+            None => (None, Vec::new()),
+            Some(count) => {
+                let (logprob, top) = self.logprobs(logits, best, token, count);
+                (Some(logprob), top)
+            }
+        };
+        self.see(position, token);
+        Ok(Sampled { token, logprob, top })
+    }
+
+    /// Bias and penalties.
+    fn adjust(&self, logits: &mut [f32]) {
+        let s = &self.sampling;
+        for (token, bias) in &s.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        if s.repetition_penalty == 1.0 && s.frequency_penalty == 0.0 && s.presence_penalty == 0.0 {
+            return;
+        }
+        for (token, answered) in &self.seen {
+            let Some(logit) = logits.get_mut(*token as usize) else { continue };
+            if s.repetition_penalty != 1.0 {
+                *logit =
+                    if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
+            }
+            if *answered > 0 {
+                *logit -= s.frequency_penalty * *answered as f32;
+                *logit -= s.presence_penalty;
+            }
+        }
+    }
+
+    /// Steps 3 to 5 of the definition.
+    fn draw(&mut self, position: u32, logits: &[f32], best: u32) -> u32 {
+        let s = &self.sampling;
+        let highest = f64::from(logits[best as usize]);
+        let temperature = f64::from(s.temperature);
+        let mut kept = std::mem::take(&mut self.ranked);
+        kept.clear();
+        let candidates = logits.iter().enumerate();
+        kept.extend(candidates.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
+        if s.top_k > 0 && (s.top_k as usize) < kept.len() {
+            kept.select_nth_unstable_by(s.top_k as usize - 1, rank);
+            kept.truncate(s.top_k as usize);
+            kept.sort_unstable_by_key(|candidate| candidate.token);
+        }
+        for candidate in &mut kept {
+            candidate.weight = exp_f64((f64::from(candidate.logit) - highest) / temperature);
+        }
+        if s.top_p < 1.0 {
+            keep_top_p(&mut kept, f64::from(s.top_p));
+        }
+        if s.min_p > 0.0 {
+            // The first one's weight is exp(0) = 1.
+            kept.retain(|candidate| candidate.weight >= f64::from(s.min_p));
+        }
+        let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
+        let goal = uniform(s.seed, position) * total;
+        let mut sum = 0.0;
+        let chosen = kept.iter().find(|candidate| {
+            sum += candidate.weight;
+            sum > goal
+        });
+        // Nothing is kept only if min_p is above 1; the most probable token then stands alone.
+        let token = chosen.or(kept.last()).map_or(best, |candidate| candidate.token);
+        self.ranked = kept;
+        token
+    }
+
+    /// The log-probability of `token` and the `count` most probable ones.
+    fn logprobs(&mut self, logits: &[f32], best: u32, token: u32, count: u8) -> (f32, Vec<TokenLogprob>) {
+        let highest = f64::from(logits[best as usize]);
+        let total: f64 = logits.iter().map(|logit| exp_f64(f64::from(*logit) - highest)).sum();
+        let log_total = ln_f64(total);
+        let logprob = |logit: f32| ((f64::from(logit) - highest) - log_total) as f32;
+        let all = &mut self.ranked;
+        all.clear();
+        let count = usize::from(count).min(logits.len());
+        if count > 0 {
+            let candidates = logits.iter().enumerate();
+            all.extend(candidates.map(|(token, &logit)| Candidate {
+                token: token as u32,
+                logit,
+                weight: 0.0,
+            }));
+            all.select_nth_unstable_by(count - 1, rank);
+            all.truncate(count);
+            all.sort_unstable_by(rank);
+        }
+        let top = all.iter().map(|c| TokenLogprob { token: c.token, logprob: logprob(c.logit) }).collect();
+        (logprob(logits[token as usize]), top)
+    }
+}
+
+/// Highest logit first, ties by token.
+fn rank(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    // +0 and -0 are equal logits.
+    b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.token.cmp(&b.token))
+}
+
+/// The highest logit, ties to the lowest token; `None` without logits.
+fn greedy(logits: &[f32]) -> Option<u32> {
+    let mut best = None;
+    for (token, &logit) in logits.iter().enumerate() {
+        if best.is_none_or(|(_, highest)| logit > highest) {
+            best = Some((token as u32, logit));
+        }
+    }
+    best.map(|(token, _)| token)
+}
+
+/// Keeps the fewest first ranks whose weights reach `top_p` of the sum; leaves them in token order.
+/// Ranks only as many candidates as are needed.
+fn keep_top_p(kept: &mut Vec<Candidate>, top_p: f64) {
+    let goal = top_p * kept.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let (mut ranked, mut sum, mut count) = (0, 0.0, 0);
+    let mut size = 64;
+    while ranked < kept.len() {
+        let rest = &mut kept[ranked..];
+        let piece = size.min(rest.len());
+        if piece < rest.len() {
+            rest.select_nth_unstable_by(piece - 1, rank);
+        }
+        rest[..piece].sort_unstable_by(rank);
+        for candidate in &rest[..piece] {
+            sum += candidate.weight;
+            count += 1;
+            if sum >= goal {
+                kept.truncate(count);
+                kept.sort_unstable_by_key(|candidate| candidate.token);
+                return;
+            }
+        }
+        ranked += piece;
+        size *= 4;
+    }
+    kept.sort_unstable_by_key(|candidate| candidate.token);
+}
+
+/// A number in 0..1 with 53 random bits that depends on nothing but `seed` and `position`: three
+/// rounds of an invertible 64-bit mixer over the seed, the position and a constant.
+pub fn uniform(seed: u64, position: u32) -> f64 {
+    let keyed = mix(seed ^ 0x6361_7261_7661_6e31);
+    let counted = mix(keyed.wrapping_add(u64::from(position).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    (mix(counted ^ keyed.rotate_left(32)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Multiply and fold the high bits down, twice: every output bit depends on every input bit.
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    let x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 32)
+}
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

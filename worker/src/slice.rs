@@ -1,9 +1,17 @@
 //! A loaded slice: weights of its layers, its KV pages, and the forward pass over one micro-batch.
+//!
+//! Must never let one chunk's content or error change another chunk's bits.
 
-use std::sync::Arc;
-
+use anyhow::{bail, ensure};
+use caravan_core::limits;
 use caravan_core::model::{ModelConfig, TensorSpec};
 use caravan_core::plan::Slice;
+use caravan_kernels::Team;
+use caravan_kernels::attention::Sight;
+
+use crate::kv::KvCache;
+use crate::models::{self, Batch, Model, Scratch};
+use crate::weights::Loader;
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -47,31 +55,190 @@ pub enum StageOutput {
     Logits(Vec<f32>),
 }
 
-pub struct LoadedSlice {}
+pub struct LoadedSlice {
+    config: ModelConfig,
+    slice: Slice,
+    model: Model,
+    kv: KvCache,
+    scratch: Scratch,
+    all_logits: bool,
+}
+
+/// What decides the bits of this build's answers, besides the weights: kernel version and the
+/// precision of activations.
+pub fn numerics() -> String {
+    format!("{}/f32", limits::KERNEL_VERSION)
+}
 
 impl LoadedSlice {
     /// Loads and packs. Layers that `reuse` already holds (same tensor digests) are shared, not read.
     /// Refuses tensors that are missing or of wrong type or shape, by name, and NaN scales. `progress`: 0 to 1.
     pub fn load(
-        _spec: SliceSpec,
-        _source: &dyn TensorSource,
-        _reuse: Option<&LoadedSlice>,
-        _progress: &dyn Fn(f64),
+        spec: SliceSpec,
+        source: &dyn TensorSource,
+        reuse: Option<&LoadedSlice>,
+        progress: &dyn Fn(f64),
     ) -> anyhow::Result<LoadedSlice> {
-        todo!()
+        check_config(&spec)?;
+        let loader = Loader::new(&spec.tensors, source, progress);
+        let model = Model::load(&spec.config, spec.slice, &loader, reuse.map(|old| &old.model))?;
+        loader.finish()?;
+        progress(1.0);
+        let shape = models::kv_shape(&spec.config, spec.page_tokens);
+        Ok(LoadedSlice {
+            kv: KvCache::new(shape, spec.kv_pages, spec.slice.layers() as usize),
+            config: spec.config,
+            slice: spec.slice,
+            model,
+            scratch: Scratch::default(),
+            all_logits: false,
+        })
     }
 
     /// One micro-batch. Checks positions, pages and tokens against its bounds first: a bad chunk is
     /// an error and changes nothing. Deterministic to the bit whatever shares the batch.
     pub fn forward(
         &mut self,
-        _team: &mut caravan_kernels::Team,
-        _chunks: &[Chunk],
-        _input: StageInput,
+        team: &mut Team,
+        chunks: &[Chunk],
+        input: StageInput,
     ) -> anyhow::Result<StageOutput> {
-        todo!()
+        let count = self.check(chunks, &input)?;
+        let hidden = self.config.hidden as usize;
+        let mut rows = match input {
+            StageInput::Activations(rows) => rows,
+            StageInput::Tokens => {
+                let tokens: Vec<u32> = chunks.iter().flat_map(|chunk| &chunk.tokens).copied().collect();
+                let mut rows = vec![0.0; count * hidden];
+                self.model.embed(&tokens, &mut rows)?;
+                rows
+            }
+        };
+        if count > 0 {
+            let batch = lay_out(chunks, self.kv.page_tokens());
+            self.model.layers(team, &batch, &mut self.kv, &mut self.scratch, &mut rows);
+        }
+        if self.slice.end < self.config.layers {
+            return Ok(StageOutput::Activations(rows));
+        }
+        let sampled = self.sampled_rows(chunks, &rows);
+        if sampled.is_empty() {
+            return Ok(StageOutput::Logits(Vec::new()));
+        }
+        Ok(StageOutput::Logits(self.model.head(team, &mut self.scratch, &sampled)?))
+    }
+
+    /// With `on`, a chunk with `sample` gives the logits of all its rows, not of the last only: for
+    /// evaluation.
+    pub fn all_logits(&mut self, on: bool) {
+        self.all_logits = on;
+    }
+
+    /// Bytes of packed weights (shared ones too) and of the whole KV cache.
+    pub fn memory_bytes(&self) -> u64 {
+        self.model.memory_bytes() + self.kv.memory_bytes()
+    }
+
+    pub fn slice(&self) -> Slice {
+        self.slice
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Counts the rows, or says which chunk is wrong.
+    fn check(&self, chunks: &[Chunk], input: &StageInput) -> anyhow::Result<usize> {
+        let mut rows = 0;
+        for (i, chunk) in chunks.iter().enumerate() {
+            let end = u64::from(chunk.start) + chunk.tokens.len() as u64;
+            let reach = chunk.pages.len() as u64 * u64::from(self.kv.page_tokens());
+            ensure!(!chunk.tokens.is_empty(), "chunk {i} has no tokens{FAULT}");
+            ensure!(
+                end <= u64::from(self.config.context),
+                "chunk {i} ends at {end}, beyond the context{FAULT}"
+            );
+            ensure!(end <= reach, "chunk {i} ends at {end}, beyond its {reach} positions of pages{FAULT}");
+            let page = chunk.pages.iter().find(|page| **page >= self.kv.pages());
+            ensure!(page.is_none(), "chunk {i} names page {page:?} of {}{FAULT}", self.kv.pages());
+            let token = chunk.tokens.iter().find(|token| **token >= self.config.vocab);
+            ensure!(token.is_none(), "chunk {i} has token {token:?} of {}{FAULT}", self.config.vocab);
+            rows += chunk.tokens.len();
+        }
+        let limit = limits::STEP_ROWS as usize;
+        ensure!(rows <= limit, "the step has {rows} rows, more than {limit}{FAULT}");
+        match input {
+            StageInput::Tokens => ensure!(self.slice.first == 0, "only the first stage takes tokens{FAULT}"),
+            StageInput::Activations(values) => {
+                ensure!(self.slice.first > 0, "the first stage takes no activations{FAULT}");
+                let want = rows * self.config.hidden as usize;
+                ensure!(values.len() == want, "{} activations instead of {want}{FAULT}", values.len());
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The rows whose logits are wanted.
+    fn sampled_rows(&self, chunks: &[Chunk], rows: &[f32]) -> Vec<f32> {
+        let hidden = self.config.hidden as usize;
+        let mut sampled = Vec::new();
+        let mut end = 0;
+        for chunk in chunks {
+            let start = end;
+            end += chunk.tokens.len();
+            if chunk.sample {
+                let first = if self.all_logits { start } else { end - 1 };
+                sampled.extend_from_slice(&rows[first * hidden..end * hidden]);
+            }
+        }
+        sampled
     }
 }
 
-/// Keeps `Arc` in the signature of shared layers.
-pub type Shared<T> = Arc<T>;
+/// What every error about a chunk ends in.
+const FAULT: &str = " (the driver's fault; the step changed nothing, the same step will fail again)";
+
+/// Refuses dimensions that no model has, before anything is multiplied with them.
+fn check_config(spec: &SliceSpec) -> anyhow::Result<()> {
+    let config = &spec.config;
+    let sizes = [
+        config.hidden,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+        config.ffn,
+        config.vocab,
+        spec.page_tokens,
+    ];
+    let sane = sizes.iter().all(|size| (1..1 << 22).contains(size))
+        && config.heads.is_multiple_of(config.kv_heads)
+        && u64::from(config.heads) * u64::from(config.head_dim) < 1 << 22
+        && config.rope_dim <= config.head_dim
+        && config.rope_dim.is_multiple_of(2)
+        && config.rope_base.is_finite()
+        && config.rope_base > 0.0
+        && config.norm_eps.is_finite();
+    if !sane {
+        bail!("the model's dimensions make no sense: use a sound file, retrying won't help ({config:?})");
+    }
+    let Slice { first, end } = spec.slice;
+    ensure!(
+        first < end && end <= config.layers,
+        "layers {first}..{end} are not in a model of {}",
+        config.layers
+    );
+    Ok(())
+}
+
+/// Where every row of the step looks and is stored. The chunks are checked.
+fn lay_out(chunks: &[Chunk], page_tokens: u32) -> Batch<'_> {
+    let mut batch = Batch { sights: Vec::new(), slots: Vec::new() };
+    for chunk in chunks {
+        for position in chunk.start..chunk.start + chunk.tokens.len() as u32 {
+            let page = chunk.pages[(position / page_tokens) as usize];
+            batch.sights.push(Sight { pages: &chunk.pages, position });
+            batch.slots.push((page, position % page_tokens));
+        }
+    }
+    batch
+}

@@ -1,1 +1,136 @@
-//! stub
+//! From tensors of a model file to packed matrices, one at a time.
+//!
+//! Every tensor is checked for presence, type and shape by name; a tensor that nobody asked for is
+//! an error too, because a model that has it would be computed wrongly without it.
+//! Must never keep the source's bytes beyond the packing of their tensor.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail, ensure};
+use caravan_core::ids::Digest;
+use caravan_core::model::{TensorSpec, TensorType};
+use caravan_kernels::{Matrix, WeightType};
+
+use crate::slice::TensorSource;
+
+/// Takes tensors by name out of a slice's list.
+pub struct Loader<'a> {
+    tensors: BTreeMap<&'a str, &'a TensorSpec>,
+    asked: std::cell::RefCell<std::collections::BTreeSet<&'a str>>,
+    source: &'a dyn TensorSource,
+    progress: &'a dyn Fn(f64),
+    done_bytes: Cell<u64>,
+    all_bytes: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// `progress` hears the share of bytes done, 0 to 1.
+    pub fn new(tensors: &'a [TensorSpec], source: &'a dyn TensorSource, progress: &'a dyn Fn(f64)) -> Self {
+        Loader {
+            tensors: tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
+            asked: Default::default(),
+            source,
+            progress,
+            done_bytes: Cell::new(0),
+            all_bytes: tensors.iter().map(|tensor| tensor.bytes).sum::<u64>().max(1),
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The digests of `names` if all are there and real (a digest of zeros stands for "unknown").
+    pub fn digests(&self, names: &[String]) -> Option<Vec<Digest>> {
+        let digests = names.iter().map(|name| self.tensors.get(name.as_str()).map(|tensor| tensor.digest));
+        let digests: Option<Vec<Digest>> = digests.collect();
+        digests.filter(|digests| digests.iter().all(|digest| digest.0 != [0; 32]))
+    }
+
+    /// Counts tensors as done that were reused and need not be read.
+    pub fn reused(&self, names: &[String]) {
+        for name in names {
+            if let Ok(tensor) = self.find(name) {
+                self.count(tensor);
+            }
+        }
+    }
+
+    /// A matrix with `k` inputs (the contiguous dimension) and `n` outputs.
+    pub fn matrix(&self, name: &str, k: u32, n: u32) -> anyhow::Result<Matrix> {
+        let tensor = self.find(name)?;
+        let want = [u64::from(k), u64::from(n)];
+        ensure!(tensor.dims == want, "tensor `{name}` has shape {:?}, not {want:?}{ADVICE}", tensor.dims);
+        let bytes = self.source.read(tensor).with_context(|| format!("tensor `{name}` can't be read"))?;
+        let matrix = Matrix::pack(weight_type(tensor.kind), k as usize, n as usize, (*bytes).as_ref())
+            .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
+        self.count(tensor);
+        Ok(matrix)
+    }
+
+    /// A vector of f32 (from F32, F16 or BF16).
+    pub fn vector(&self, name: &str, len: u32) -> anyhow::Result<Vec<f32>> {
+        let tensor = self.find(name)?;
+        ensure!(
+            tensor.dims == [u64::from(len)],
+            "tensor `{name}` has shape {:?}, not [{len}]{ADVICE}",
+            tensor.dims
+        );
+        if !matches!(tensor.kind, TensorType::F32 | TensorType::F16 | TensorType::Bf16) {
+            bail!("tensor `{name}` has type {}, not a float{ADVICE}", tensor.kind.name());
+        }
+        let bytes = self.source.read(tensor).with_context(|| format!("tensor `{name}` can't be read"))?;
+        let row = Matrix::pack(weight_type(tensor.kind), len as usize, 1, (*bytes).as_ref())
+            .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
+        let mut out = vec![0.0; len as usize];
+        row.row(0, &mut out);
+        self.count(tensor);
+        Ok(out)
+    }
+
+    /// Refuses if the list has a tensor that was not asked for.
+    pub fn finish(&self) -> anyhow::Result<()> {
+        let asked = self.asked.borrow();
+        match self.tensors.keys().find(|name| !asked.contains(*name)) {
+            None => Ok(()),
+            Some(name) => bail!(
+                "tensor `{name}` is not one that this build's model family computes with; \
+                 the model needs another build, retrying won't help"
+            ),
+        }
+    }
+
+    fn find(&self, name: &str) -> anyhow::Result<&'a TensorSpec> {
+        let (name, tensor) = self
+            .tensors
+            .get_key_value(name)
+            .with_context(|| format!("tensor `{name}` is missing{ADVICE}"))?;
+        self.asked.borrow_mut().insert(name);
+        Ok(tensor)
+    }
+
+    fn count(&self, tensor: &TensorSpec) {
+        self.done_bytes.set(self.done_bytes.get() + tensor.bytes);
+        (self.progress)(self.done_bytes.get() as f64 / self.all_bytes as f64);
+    }
+}
+
+/// What every error about a model's tensors ends in.
+const ADVICE: &str = ": the model file does not fit its header; use a sound file, retrying won't help";
+
+fn weight_type(kind: TensorType) -> WeightType {
+    match kind {
+        TensorType::F32 => WeightType::F32,
+        TensorType::F16 => WeightType::F16,
+        TensorType::Bf16 => WeightType::Bf16,
+        TensorType::Q4_0 => WeightType::Q4_0,
+        TensorType::Q4_1 => WeightType::Q4_1,
+        TensorType::Q5_0 => WeightType::Q5_0,
+        TensorType::Q5_1 => WeightType::Q5_1,
+        TensorType::Q8_0 => WeightType::Q8_0,
+        TensorType::Q4K => WeightType::Q4K,
+        TensorType::Q5K => WeightType::Q5K,
+        TensorType::Q6K => WeightType::Q6K,
+    }
+}

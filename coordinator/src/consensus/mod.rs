@@ -1,27 +1,92 @@
-//! Raft behind one handle: propose a command, watch the applied state. Nothing else names the library.
+//! Raft behind one handle: propose a command, watch the applied state. Nothing else names the
+//! library.
+//!
+//! Must never let a type of the library, or the way to the leader, be seen outside this folder.
+
+// The library's errors are large; they are rare, and its traits fix the type.
+#![allow(clippy::result_large_err)]
+
+mod log_store;
+mod membership;
+mod network;
+mod propose;
+mod service;
+mod state_machine;
+mod status;
+mod store;
+mod types;
+mod writer;
+
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod network_tests;
+#[cfg(test)]
+mod partition_tests;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod testkit;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use caravan_core::cluster::{ClusterState, Command, Outcome};
-use caravan_core::error::Refusal;
+use anyhow::Context;
+use caravan_core::cluster::ClusterState;
 use caravan_core::ids::CoordinatorId;
-use tokio::sync::watch;
+use caravan_core::limits;
+use caravan_proto::wire::raft_server::RaftServer;
+use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, Config, SnapshotPolicy};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+pub use service::RaftService;
+pub use store::OpenError;
+
+use network::{Network, Peers};
+use state_machine::StateMachine;
+use store::Store;
+use types::{NodeId, Raft};
+
+/// Name of the file in the data directory.
+const FILE: &str = "consensus.redb";
 
 pub struct ConsensusConfig {
     pub me: CoordinatorId,
     /// Folder of this coordinator's log and state.
     pub data_dir: PathBuf,
     /// gRPC `host:port` of every first member, this one included. Addresses given here win over
-    /// those in the stored membership, so that a cluster may move to other ports.
+    /// those in the stored membership, so that a cluster may move to other ports. A coordinator
+    /// that is not among them founds nothing: it waits until it is added.
     pub peers: BTreeMap<CoordinatorId, String>,
+}
+
+/// How often the log is compacted; the defaults are those of `limits`.
+#[derive(Clone, Copy, Debug)]
+pub struct Compaction {
+    /// Entries after which a snapshot is taken.
+    pub every: u64,
+    /// Entries kept before the snapshot, for followers that lag a little.
+    pub keep: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Compaction {
+        Compaction { every: limits::SNAPSHOT_EVERY_ENTRIES, keep: limits::LOG_KEEP_ENTRIES }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// Leads, and a majority has confirmed it within the last election timeout.
     Leader,
     Follower,
+    /// Seeks votes, or leads by name only: its majority has not answered lately.
     Candidate,
     Learner,
 }
@@ -42,18 +107,59 @@ pub struct ConsensusStatus {
 pub struct Consensus {
     state: watch::Receiver<Arc<ClusterState>>,
     status: watch::Receiver<ConsensusStatus>,
+    applied: watch::Receiver<Option<u64>>,
+    inner: Arc<Inner>,
+}
+
+/// What the handles and the gRPC service share.
+struct Inner {
+    raft: Raft,
+    peers: Arc<Peers>,
+    store: Store,
+    status: watch::Receiver<ConsensusStatus>,
+    proposals: Semaphore,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Consensus {
-    /// Opens log and state, joins or founds the cluster. Returns before a leader is known.
-    pub async fn start(_config: ConsensusConfig) -> anyhow::Result<Consensus> {
-        todo!()
+    /// Opens log and state, joins or founds the cluster. Returns before a leader is known. The
+    /// caller mounts `service()` on its gRPC server.
+    ///
+    /// Errors: the data directory can't be used (another process, another coordinator's, another
+    /// build's, a broken disk).
+    pub async fn start(config: ConsensusConfig) -> anyhow::Result<Consensus> {
+        Consensus::start_with(config, Compaction::default()).await
     }
 
-    /// Commits a command, through the leader wherever it is. A `Refusal` with a safe retry means
-    /// that it may or may not have been committed (no quorum, deadline).
-    pub async fn propose(&self, _command: Command) -> Result<Outcome, Refusal> {
-        todo!()
+    /// `start` with another compaction than the default.
+    pub async fn start_with(config: ConsensusConfig, compaction: Compaction) -> anyhow::Result<Consensus> {
+        let me = config.me.0;
+        let addresses: BTreeMap<NodeId, String> =
+            config.peers.into_iter().map(|(id, addr)| (id.0, addr)).collect();
+        let store = open(config.data_dir, me).await?;
+        let (machine, watches) = StateMachine::open(store.clone()).await?;
+        let peers = Peers::new(me, addresses.clone());
+        let raft =
+            Raft::new(me, Arc::new(raft_config(compaction)?), Network(peers.clone()), store.clone(), machine)
+                .await?;
+        let metrics = raft.metrics();
+        let now = status::read(&metrics.borrow(), &peers, Duration::ZERO);
+        let (publish, status) = watch::channel(now);
+        let tasks = vec![
+            tokio::spawn(status::run(metrics.clone(), peers.clone(), publish)),
+            tokio::spawn(status::probe(metrics, peers.clone())),
+            tokio::spawn(found(raft.clone(), me, addresses)),
+        ];
+        let inner = Inner {
+            raft,
+            peers,
+            store,
+            status: status.clone(),
+            proposals: Semaphore::new(limits::PROPOSALS),
+            tasks: Mutex::new(tasks),
+        };
+        let (state, applied) = (watches.state, watches.applied);
+        Ok(Consensus { state, status, applied, inner: Arc::new(inner) })
     }
 
     /// The state applied here; changes are watched. May lag behind the leader.
@@ -65,18 +171,72 @@ impl Consensus {
         self.status.clone()
     }
 
-    /// After this returns, `state()` holds everything acknowledged before the call.
-    pub async fn linearize(&self) -> Result<(), Refusal> {
-        todo!()
+    /// The service that the other coordinators call; to be mounted on this node's gRPC server.
+    pub fn service(&self) -> RaftServer<RaftService> {
+        RaftServer::new(RaftService(self.inner.clone()))
+            .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
+            .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES)
     }
 
-    /// Adds a coordinator as learner, then as voter. On the leader only.
-    pub async fn add_member(&self, _id: CoordinatorId, _grpc: String) -> Result<(), Refusal> {
-        todo!()
+    /// Stops taking part and closes the files. The other coordinators go on.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.iter().for_each(JoinHandle::abort);
+        if let Err(error) = self.inner.store.close().await {
+            tracing::warn!(%error, "the consensus log was not closed cleanly");
+        }
     }
+}
 
-    /// Removes a coordinator from the voters. On the leader only.
-    pub async fn remove_member(&self, _id: CoordinatorId) -> Result<(), Refusal> {
-        todo!()
+async fn open(data_dir: PathBuf, me: NodeId) -> anyhow::Result<Store> {
+    let opening = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&data_dir)
+            .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
+        let file = data_dir.join(FILE);
+        Store::open(&file, me).with_context(|| format!("can't open {}", file.display()))
+    });
+    opening.await?
+}
+
+fn raft_config(compaction: Compaction) -> anyhow::Result<Config> {
+    let config = Config {
+        cluster_name: "caravan".to_owned(),
+        heartbeat_interval: limits::RAFT_HEARTBEAT_MS,
+        election_timeout_min: limits::RAFT_ELECTION_MIN_MS,
+        election_timeout_max: limits::RAFT_ELECTION_MAX_MS,
+        max_payload_entries: limits::RAFT_APPEND_ENTRIES,
+        install_snapshot_timeout: limits::SNAPSHOT_CHUNK_MS,
+        snapshot_max_chunk_size: limits::SNAPSHOT_CHUNK_BYTES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(compaction.every),
+        max_in_snapshot_log_to_keep: compaction.keep,
+        // A learner this close to the leader may become a voter.
+        replication_lag_threshold: limits::RAFT_APPEND_ENTRIES,
+        ..Config::default()
+    };
+    Ok(config.validate()?)
+}
+
+/// Writes the first membership into an empty log. Every first member may do it, since all write
+/// the same; the lowest does it at once and the others only if they hear nothing, because each
+/// founder also stands for election.
+async fn found(raft: Raft, me: NodeId, first: BTreeMap<NodeId, String>) {
+    if !first.contains_key(&me) {
+        return;
+    }
+    if first.keys().next() != Some(&me) {
+        tokio::time::sleep(Duration::from_millis(2 * limits::RAFT_ELECTION_MAX_MS)).await;
+    }
+    if !matches!(raft.is_initialized().await, Ok(false)) {
+        return;
+    }
+    let members: BTreeMap<NodeId, BasicNode> =
+        first.into_iter().map(|(id, addr)| (id, BasicNode::new(addr))).collect();
+    match raft.initialize(members).await {
+        // `NotAllowed`: the leader was faster.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+        Err(error) => tracing::error!(%error, "the cluster can't be founded"),
     }
 }

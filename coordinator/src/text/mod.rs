@@ -1,7 +1,30 @@
 //! Text to tokens and back: tokenizer, chat template, incremental detokeniser, stop strings.
+//!
+//! Must never let one request's text cost more than its length deserves, nor let what a client writes
+//! inside a message pass for a control token.
 
+mod detok;
+mod special;
+mod split;
+mod template;
+mod tokenizer;
+
+#[cfg(test)]
+mod detok_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod split_tests;
+#[cfg(test)]
+mod template_tests;
+
+use anyhow::Context;
 use caravan_core::error::Refusal;
 use caravan_core::gguf::Gguf;
+
+pub use detok::{Detokenizer, StopMatcher};
+use template::ChatTemplate;
+use tokenizer::{Encoding, Tokenizer};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatMessage {
@@ -10,74 +33,98 @@ pub struct ChatMessage {
 }
 
 /// Everything textual of one model. Immutable, shared.
-pub struct TextModel {}
+pub struct TextModel {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    stop_tokens: Vec<u32>,
+}
+
+/// Control tokens that end a text whatever the template says.
+const ENDS_OF_TEXT: [&str; 2] = ["<|endoftext|>", "<|end_of_text|>"];
+/// Control tokens that end a turn, where the template writes them.
+const ENDS_OF_TURN: [&str; 6] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endofturn|>"];
 
 impl TextModel {
-    pub fn from_gguf(_gguf: &Gguf) -> anyhow::Result<TextModel> {
-        todo!()
+    /// From the header of a model file. An error is the operator's: the file's tokenizer is damaged
+    /// or of a kind that this build does not have. A template that does not compile is an error of
+    /// chats only (`render_chat` says so): completions work without one.
+    pub fn from_gguf(gguf: &Gguf) -> anyhow::Result<TextModel> {
+        let tokenizer = Tokenizer::from_gguf(gguf).context("the model file's tokenizer can't be used")?;
+        let template = ChatTemplate::from_gguf(gguf);
+        let turn_ends = ENDS_OF_TURN.iter().filter(|token| template.source().contains(**token));
+        let named = turn_ends.chain(&ENDS_OF_TEXT).filter_map(|token| tokenizer.control_token(token));
+        let mut stop_tokens: Vec<u32> = named.collect();
+        stop_tokens.extend(tokenizer.stops());
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        Ok(TextModel { tokenizer, template, stop_tokens })
     }
 
     /// Tokens of `text`. `special`: control tokens written out in the text become those tokens.
-    pub fn encode(&self, _text: &str, _special: bool) -> Vec<u32> {
-        todo!()
+    /// Characters for which the vocabulary has no bytes give no token, as in the model's training.
+    pub fn encode(&self, text: &str, special: bool) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        self.tokenizer.encode(text, Encoding { special, ..Encoding::default() }, &mut tokens);
+        tokens
+    }
+
+    /// As `encode`, but gives up (`None`) as soon as there are more than `most` tokens, so that a
+    /// text which can't fit the context costs no more than one that does.
+    pub fn encode_within(&self, text: &str, special: bool, most: usize) -> Option<Vec<u32>> {
+        let mut tokens = Vec::new();
+        let encoding = Encoding { special, most, ..Encoding::default() };
+        self.tokenizer.encode(text, encoding, &mut tokens).then_some(tokens)
     }
 
     /// The prompt of a conversation, by the model's own template. Errors name `messages`.
-    pub fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, Refusal> {
-        todo!()
+    /// To show a person; `prompt_tokens` is what to compute, for text alone can't tell a control token
+    /// of the template from one that a client wrote.
+    pub fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Refusal> {
+        self.template.render(messages)
     }
 
-    /// Tokens that end an answer.
+    /// Tokens of a conversation's prompt. Control tokens that stand in a message (its role or content)
+    /// are plain text: only the template's own become control tokens.
+    pub fn prompt_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Refusal> {
+        self.prompt_tokens_within(messages, usize::MAX)
+    }
+
+    /// As `prompt_tokens`; refuses a prompt of more than `most` tokens (`context_length_exceeded`)
+    /// without computing the rest of them.
+    pub fn prompt_tokens_within(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
+        let guarded = special::guard(messages, self.tokenizer.special(), self.template.source())?;
+        let text = self.template.render(&guarded.messages)?;
+        let mut tokens = Vec::new();
+        let encoding = Encoding { special: true, drop: guarded.mark, most };
+        match self.tokenizer.encode(&text, encoding, &mut tokens) {
+            true => Ok(tokens),
+            false => Err(Refusal::client(
+                "context_length_exceeded",
+                "messages",
+                format!(
+                    "the messages are longer than the {most} tokens that this model has room for; shorten them"
+                ),
+            )),
+        }
+    }
+
+    /// Tokens that end an answer, in ascending order.
     pub fn stop_tokens(&self) -> &[u32] {
-        todo!()
+        &self.stop_tokens
     }
 
-    /// Token to put before a raw prompt, if the model wants one.
+    /// Token to put before a raw prompt, if the model wants one. (A template writes its own.)
     pub fn bos(&self) -> Option<u32> {
-        todo!()
+        self.tokenizer.bos_if_added()
     }
 
     pub fn vocab(&self) -> u32 {
-        todo!()
+        self.tokenizer.vocab()
     }
 
-    /// Bytes that a token stands for; empty for control tokens.
-    pub fn token_bytes(&self, _token: u32) -> &[u8] {
-        todo!()
-    }
-}
-
-/// Turns tokens into text piece by piece; never splits a character.
-#[derive(Default)]
-pub struct Detokenizer {}
-
-impl Detokenizer {
-    /// Text that has become complete with these bytes.
-    pub fn push(&mut self, _bytes: &[u8]) -> String {
-        todo!()
-    }
-
-    /// What is left at the end; incomplete characters become U+FFFD.
-    pub fn finish(&mut self) -> String {
-        todo!()
-    }
-}
-
-/// Finds stop strings in a stream of text; holds back what may be the beginning of one.
-pub struct StopMatcher {}
-
-impl StopMatcher {
-    pub fn new(_stops: Vec<String>) -> StopMatcher {
-        todo!()
-    }
-
-    /// Text that may be shown, and whether a stop string was found (nothing is shown after it).
-    pub fn push(&mut self, _text: &str) -> (String, bool) {
-        todo!()
-    }
-
-    /// What was held back, at the end of the answer.
-    pub fn finish(&mut self) -> String {
-        todo!()
+    /// Bytes that a token stands for; empty for control tokens and for numbers beyond the vocabulary.
+    pub fn token_bytes(&self, token: u32) -> &[u8] {
+        self.tokenizer.token_bytes(token)
     }
 }

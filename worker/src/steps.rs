@@ -1,0 +1,162 @@
+//! One step at one stage: message in, forward pass, samplers at the last stage, message out.
+//!
+//! Must never wait or talk to anyone: it runs on the engine's thread, and a wrong message is an
+//! error in words, never a panic.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use caravan_core::limits;
+use caravan_core::request::Sampling;
+use caravan_proto::{unpack, wire};
+
+use crate::compute::{Compute, Sampler};
+use crate::slice::{Chunk, StageInput, StageOutput};
+use crate::stages::OutFrame;
+
+/// Where a slice stands in its pipeline, and the widths of what it takes and gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub hidden: usize,
+    pub vocab: usize,
+    /// Gets tokens and embeds them.
+    pub first: bool,
+    /// Gives sampled tokens.
+    pub last: bool,
+}
+
+/// A loaded slice with what it keeps from step to step.
+pub struct StageWork<C: Compute> {
+    pub slice: C::Slice,
+    shape: Shape,
+    samplers: BTreeMap<u64, C::Sampler>,
+}
+
+impl<C: Compute> StageWork<C> {
+    pub fn new(slice: C::Slice, shape: Shape) -> Self {
+        StageWork { slice, shape, samplers: BTreeMap::new() }
+    }
+
+    /// Runs one step. An error leaves the stage in an unknown state: the pipeline must end.
+    pub fn run(&mut self, compute: &mut C, mut step: wire::Step) -> anyhow::Result<OutFrame> {
+        let rows: usize = step.chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        ensure!(
+            rows <= limits::STEP_ROWS as usize,
+            "a step of {rows} rows; {} are allowed",
+            limits::STEP_ROWS
+        );
+        ensure!(step.chunks.iter().all(|chunk| !chunk.tokens.is_empty()), "a chunk without tokens");
+        let input = self.input(std::mem::take(&mut step.activations), rows)?;
+        let chunks: Vec<Chunk> = step.chunks.iter_mut().map(take_chunk).collect();
+        let output = if rows == 0 { None } else { Some(compute.forward(&mut self.slice, &chunks, input)?) };
+        if self.shape.last {
+            let tokens = self.sample(&step.chunks, &chunks, output)?;
+            for sequence in &step.closed {
+                self.samplers.remove(sequence);
+            }
+            return Ok(OutFrame::Result(wire::StepResult { epoch: step.epoch, step: step.step, tokens }));
+        }
+        step.activations = self.activations(output, rows)?;
+        for (wire, chunk) in step.chunks.iter_mut().zip(chunks) {
+            wire.tokens = chunk.tokens;
+            wire.pages = chunk.pages;
+        }
+        Ok(OutFrame::Step(step))
+    }
+
+    fn input(&self, bytes: Bytes, rows: usize) -> anyhow::Result<StageInput> {
+        let expected = if self.shape.first { 0 } else { rows * self.shape.hidden * 4 };
+        ensure!(
+            bytes.len() == expected,
+            "{} bytes of activations for {rows} rows; {expected} were expected",
+            bytes.len()
+        );
+        Ok(if self.shape.first { StageInput::Tokens } else { StageInput::Activations(decode(&bytes)) })
+    }
+
+    fn activations(&self, output: Option<StageOutput>, rows: usize) -> anyhow::Result<Bytes> {
+        let values = match output {
+            None => Vec::new(),
+            Some(StageOutput::Activations(values)) => values,
+            Some(StageOutput::Logits(_)) => {
+                anyhow::bail!("the slice gave logits in the middle of a pipeline")
+            }
+        };
+        ensure!(values.len() == rows * self.shape.hidden, "the slice gave {} activations", values.len());
+        Ok(encode(&values))
+    }
+
+    /// Feeds every chunk to its sequence's sampler, in order, and samples where it is asked.
+    fn sample(
+        &mut self,
+        heads: &[wire::Chunk],
+        chunks: &[Chunk],
+        output: Option<StageOutput>,
+    ) -> anyhow::Result<Vec<wire::SampledToken>> {
+        let mut logits = match output {
+            None => Vec::new(),
+            Some(StageOutput::Logits(logits)) => logits,
+            Some(StageOutput::Activations(_)) => anyhow::bail!("the last slice gave activations"),
+        };
+        let wanted = chunks.iter().filter(|chunk| chunk.sample).count();
+        ensure!(logits.len() == wanted * self.shape.vocab, "the slice gave {} logits", logits.len());
+        let mut rows = logits.chunks_exact_mut(self.shape.vocab.max(1));
+        let mut tokens = Vec::with_capacity(wanted);
+        for (head, chunk) in heads.iter().zip(chunks) {
+            let sampler = self.sampler(head)?;
+            let mut position = chunk.start;
+            for token in &chunk.tokens {
+                sampler.see(position, *token);
+                position = position.checked_add(1).context("a position beyond 2^32")?;
+            }
+            if chunk.sample {
+                let row = rows.next().context("too few logits")?;
+                let mut token = wire::SampledToken::from(sampler.sample(position, row)?);
+                token.sequence = head.sequence;
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn sampler(&mut self, head: &wire::Chunk) -> anyhow::Result<&mut C::Sampler> {
+        if let Some(open) = &head.open {
+            ensure!(
+                self.samplers.len() < limits::SAMPLERS,
+                "{} sequences are open; the driver must close some first",
+                self.samplers.len()
+            );
+            let sampling: Sampling = unpack(&open.sampling, "sampling")?;
+            self.samplers.insert(head.sequence, C::sampler(sampling, open.prompt_tokens));
+        }
+        let sequence = head.sequence;
+        self.samplers
+            .get_mut(&sequence)
+            .with_context(|| format!("sequence {sequence} was never opened in this epoch"))
+    }
+}
+
+/// Moves tokens and pages out of a message; the rest of it stays for the way on.
+fn take_chunk(chunk: &mut wire::Chunk) -> Chunk {
+    Chunk {
+        start: chunk.start,
+        tokens: std::mem::take(&mut chunk.tokens),
+        pages: std::mem::take(&mut chunk.pages),
+        sample: chunk.sample,
+    }
+}
+
+/// f32 little-endian; a message's bytes are not aligned, so this copies.
+pub fn decode(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// The reverse of `decode`, to the bit.
+pub fn encode(values: &[f32]) -> Bytes {
+    let mut bytes = vec![0u8; values.len() * 4];
+    for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *bytes = value.to_le_bytes();
+    }
+    Bytes::from(bytes)
+}
