@@ -3,6 +3,7 @@
 //! Must never act: `commands` does, `settings` says where each value came from.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
@@ -30,8 +31,9 @@ pub struct Cli {
     pub command: Command,
 
     /// Configuration file (TOML); the empty string for none [default: the platform's, if it exists]
+    // An OsString, because a path may not be empty.
     #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub config: Option<OsString>,
 
     /// Print the settings of the command and where each came from, and do nothing else
     #[arg(long, global = true, value_parser = FalseyValueParser::new())]

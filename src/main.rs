@@ -32,10 +32,7 @@ pub struct UsageError(pub String);
 
 fn main() -> ExitCode {
     ExitCode::from(match settings::load(std::env::args_os().collect()) {
-        Ok(Loaded::Print(text)) => {
-            print!("{text}");
-            DONE
-        }
+        Ok(Loaded::Print(text)) => finish(term::print(&text)),
         Ok(Loaded::Run(cli)) => finish(logs::start(&cli.log, cli.log_json).and_then(|()| commands::run(cli))),
         Err(settings::LoadError::Usage(error)) => {
             // Help and version come this way too, and are not failures. A closed pipe is no reason to fail.

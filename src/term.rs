@@ -1,8 +1,9 @@
-//! What a person sees on standard error: lines, and bars where there is a terminal.
+//! What a person sees on standard error: lines, and bars where there is a terminal. And the one way
+//! to standard output, which belongs to a command's result.
 //!
-//! Must never write to standard output, and never more than a line a second where there is no terminal.
+//! Must never write more than a line a second where there is no terminal, nor mix the two.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,17 @@ impl Bar {
         if let Kind::Drawn(bar) = self.kind {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Writes a command's result. A reader that has gone, as in `caravan status | head -1`, has what it wants.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("can't write to standard output"))
+        }
+        _ => Ok(()),
     }
 }
 

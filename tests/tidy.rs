@@ -44,10 +44,7 @@ fn crates_keep_their_arrows() {
 
 #[test]
 fn rust_files_keep_the_rules() {
-    let texts = repository();
-    let files = texts.iter().filter(|(path, _)| path.ends_with(".rs"));
-    let found: Vec<String> =
-        files.flat_map(|(path, text)| rules::rust_file(&source::Source::new(path, text))).collect();
+    let found: Vec<String> = source::sources(&repository()).iter().flat_map(rules::rust_file).collect();
     none(&found);
 }
 

@@ -60,6 +60,8 @@ pub const TEMPLATE_OUTPUT_BYTES: usize = 2 << 20;
 pub const TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
 /// Nesting of macro calls, includes and loops.
 pub const TEMPLATE_RECURSION: usize = 64;
+/// Stack of the thread that renders: values can be nested as deep as the fuel allows.
+pub const TEMPLATE_STACK_BYTES: usize = 256 << 20;
 
 // Tokenizer
 /// A longer run without a place to split is cut into parts of this size before pairs are merged.
@@ -108,7 +110,7 @@ pub const STEP_PROGRESS_MS: u64 = 60_000;
 /// How often a driver looks for clients that have gone and deadlines that have passed.
 pub const DRIVER_TICK_MS: u64 = 25;
 /// Submissions that wait for a driver's loop to look at them.
-pub const SUBMISSIONS: usize = 256;
+pub const SUBMISSIONS: usize = 1_024;
 /// Busy time over which the rate of tokens is taken.
 pub const RATE_WINDOW_MS: u64 = 10_000;
 

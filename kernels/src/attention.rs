@@ -9,6 +9,9 @@
 //! Positions are absolute, so neither chunks nor pages nor neighbours in the batch show.
 //! Must never read a position beyond the row's own.
 
+// Counted loops with constant bounds are what the compiler keeps in registers.
+#![allow(clippy::needless_range_loop)]
+
 use crate::isa::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::math;

@@ -11,6 +11,9 @@
 //! Rows and columns are independent of each other; how they are tiled never shows in a result.
 //! Must never split a reduction over K among threads or lanes.
 
+// Counted loops with constant bounds are what the compiler keeps in registers.
+#![allow(clippy::needless_range_loop)]
+
 use crate::isa::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::packed::{Layout, Line, Matrix};

@@ -57,33 +57,49 @@ fn from_source(model: &Model, cache: &Cache, source: &Source, bar: &Bar) -> anyh
     // One unfinished file a kind: what a hub left half done is nothing that a package could go on with.
     let path = folder.join(format!("{}.{}.part", model.file, source.kind()));
     let mut part = Part::open(&path, model)?;
-    let mut joined = fill(model, &folder, source, &mut part, bar)?;
+    let filled = fill_and_check(model, &folder, source, &mut part, bar);
+    if filled.is_err() && (part.written() == 0 || !matches!(source, Source::Hub { .. })) {
+        // Nothing that a later attempt could go on with.
+        remove(part.path())?;
+    }
+    filled?;
+    let path = cache.store(model, part.path(), &source.to_string())?;
+    package::clean(&folder);
+    Ok(path)
+}
+
+/// Fills the part and makes sure that it is the model.
+fn fill_and_check(
+    model: &Model,
+    folder: &Path,
+    source: &Source,
+    part: &mut Part,
+    bar: &Bar,
+) -> anyhow::Result<()> {
+    let mut joined = fill(model, folder, source, part, bar)?;
     loop {
         if !part.complete() {
             bail!("it ended after {} of {} bytes", part.written(), part.expected());
         }
         match part.check(&model.sha256)? {
-            Verdict::Good => break,
+            Verdict::Good => return Ok(()),
             Verdict::Wrong { .. } if joined => {
                 // The first half may be of another file. One more attempt, from nothing.
                 tracing::warn!(model = model.name, "wrong digest after a resumed download; beginning again");
                 part.clear()?;
-                fill(model, &folder, source, &mut part, bar)?;
+                fill(model, folder, source, part, bar)?;
                 joined = false;
             }
             Verdict::Wrong { sha256 } => {
-                remove(part.path())?;
+                part.clear()?;
                 bail!(
-                    "refused: it has sha256 {sha256}, the catalogue says {}; the file was removed (the source \
-                     has another file, or damages it: try another source, or correct the catalogue)",
+                    "refused: it has sha256 {sha256}, the catalogue says {}; what was fetched is removed (the \
+                     source has another file, or damages it: try another source, or correct the catalogue)",
                     model.sha256
                 );
             }
         }
     }
-    let path = cache.store(model, part.path(), &source.to_string())?;
-    package::clean(&folder);
-    Ok(path)
 }
 
 /// Fills the part from the source. Says whether it was joined of several attempts.

@@ -57,7 +57,7 @@ pub fn fetch(url: &str, part: &mut Part, bar: &Bar) -> anyhow::Result<bool> {
         if !again || fruitless == FRUITLESS_ATTEMPTS {
             return Err(error);
         }
-        tracing::warn!(url, written = part.written(), "download broke off, going on: {error:#}");
+        tracing::info!(url, written = part.written(), "download broke off, going on: {error:#}");
         std::thread::sleep(PAUSE);
     }
     let _ = fs::remove_file(origin_path(part));

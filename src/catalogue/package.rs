@@ -51,7 +51,7 @@ pub fn fetch(
         fs::create_dir_all(made).with_context(|| format!("can't make {}", made.display()))?;
     }
     let log = staging.join("pip.log");
-    let child = pip(&python, wanted, &growing, &whole, &log)?;
+    let child = pip(python, wanted, &growing, &whole, &log)?;
     let expected = part.expected();
     watch(child, &log, || {
         let here = largest(&growing).max(largest(&whole));
@@ -60,7 +60,7 @@ pub fn fetch(
         here
     })?;
     let archive = archive(&whole, wanted)?;
-    unzip(&python, &archive, wanted, part)
+    unzip(python, &archive, wanted, part)
 }
 
 /// Removes the staging folder; what can't be removed is only wasted room.
@@ -130,7 +130,6 @@ fn watch(mut child: Child, log: &Path, here: impl Fn() -> u64) -> anyhow::Result
         }
         std::thread::sleep(LOOK_EVERY);
     };
-    here();
     if !status.success() {
         let text = fs::read_to_string(log).unwrap_or_default();
         let said = text.lines().rev().find(|line| line.starts_with("ERROR")).or(text.lines().last());

@@ -3,21 +3,15 @@
 //! Must never read the weights to inspect a file: its header says it all.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, bail};
-use caravan_core::gguf::{Gguf, GgufError, Value};
-use caravan_core::limits;
+use anyhow::Context;
+use caravan_core::gguf::{Gguf, Value};
 use serde_json::json;
 
 use crate::catalogue::{Cache, Catalogue, as_file, obtain};
 use crate::cli::ModelCommand;
-use crate::term::{Term, size, table};
-
-/// How much of a file is read at first; most headers fit.
-const FIRST_READ: u64 = 4 << 20;
+use crate::term::{Term, print, size, table};
 
 pub fn run(command: ModelCommand) -> anyhow::Result<()> {
     match command {
@@ -31,8 +25,7 @@ pub fn run(command: ModelCommand) -> anyhow::Result<()> {
 fn pull(name: &str, from: Option<&str>, data: &Path) -> anyhow::Result<()> {
     let catalogue = Catalogue::load(data)?;
     let path = obtain(catalogue.find(name)?, &Cache::of(data), from, &Term::new())?;
-    println!("{}", path.display());
-    Ok(())
+    print(&format!("{}\n", path.display()))
 }
 
 fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -45,11 +38,9 @@ fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
         let sources: Vec<String> = model.sources.iter().map(ToString::to_string).collect();
         if as_json {
             let cached = record.as_ref().map(|_| cache.file(model));
-            println!(
-                "{}",
-                json!({"name": model.name, "aliases": model.aliases, "bytes": model.bytes, "sha256": model.sha256,
-                    "licence": model.licence, "path": cached, "sources": sources})
-            );
+            let line = json!({"name": model.name, "aliases": model.aliases, "bytes": model.bytes, "sha256": model.sha256,
+                    "licence": model.licence, "path": cached, "sources": sources});
+            print(&format!("{line}\n"))?;
         }
         rows.push(vec![
             model.name.clone(),
@@ -59,10 +50,7 @@ fn list(data: &Path, as_json: bool) -> anyhow::Result<()> {
             sources.join("; "),
         ]);
     }
-    if !as_json {
-        print!("{}", table(&rows));
-    }
-    Ok(())
+    if as_json { Ok(()) } else { print(&table(&rows)) }
 }
 
 fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -79,48 +67,18 @@ fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
         }
     };
     let bytes = path.metadata().with_context(|| format!("can't read {}", path.display()))?.len();
-    let header = read_header(&path, bytes)?;
+    let header = caravan_coordinator::model_files::inspect(&path)?;
     let mut facts = vec![("file", path.display().to_string()), ("size", size(bytes))];
     facts.extend(sha256.map(|digest| ("sha256", digest)));
     facts.extend(header_facts(&header));
     if as_json {
         let object: serde_json::Map<String, serde_json::Value> =
             facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        println!("{}", serde_json::Value::Object(object));
-        return Ok(());
+        return print(&format!("{}\n", serde_json::Value::Object(object)));
     }
     let rows: Vec<Vec<String>> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    print!("{}", table(&rows));
-    Ok(())
-}
-
-/// Reads as much of the file as its header needs.
-fn read_header(path: &Path, file_bytes: u64) -> anyhow::Result<Gguf> {
-    let at = || format!("can't read {}", path.display());
-    let mut file = File::open(path).with_context(at)?;
-    let mut bytes = Vec::new();
-    let mut wanted = FIRST_READ.min(file_bytes);
-    loop {
-        (&mut file)
-            .take(wanted.saturating_sub(bytes.len() as u64))
-            .read_to_end(&mut bytes)
-            .with_context(at)?;
-        match Gguf::parse(&bytes, file_bytes) {
-            Ok(header) => return Ok(header),
-            Err(GgufError::Bad(why)) => bail!("{} is not a usable GGUF file: {why}", path.display()),
-            Err(GgufError::NeedBytes(_)) if bytes.len() as u64 >= file_bytes => {
-                bail!("{} is cut off in its header; fetch it again", path.display())
-            }
-            Err(GgufError::NeedBytes(_)) if wanted >= limits::GGUF_HEADER_BYTES => {
-                bail!("{} has a header of more than {}", path.display(), size(limits::GGUF_HEADER_BYTES))
-            }
-            // At least double, so that a file that asks for little each time does not cost many reads.
-            Err(GgufError::NeedBytes(need)) => {
-                wanted = need.max(wanted.saturating_mul(2)).min(file_bytes).min(limits::GGUF_HEADER_BYTES);
-            }
-        }
-    }
+    print(&table(&rows))
 }
 
 /// What a header says, in words.
@@ -165,7 +123,7 @@ fn header_facts(header: &Gguf) -> Vec<(&'static str, String)> {
 fn tokenizer(header: &Gguf) -> String {
     let of = |key: &str| header.metadata.get(&format!("tokenizer.ggml.{key}"));
     let tokens = match of("tokens") {
-        Some(Value::Array(tokens)) => tokens.len().to_string(),
+        Some(Value::Texts(tokens)) => tokens.len().to_string(),
         _ => "no".to_owned(),
     };
     format!("{} ({}), {tokens} tokens", shown(of("model")), shown(of("pre")))
@@ -179,13 +137,5 @@ fn template(header: &Gguf) -> String {
 }
 
 fn shown(value: Option<&Value>) -> String {
-    match value {
-        Some(Value::Text(text)) => text.clone(),
-        Some(Value::U64(number)) => number.to_string(),
-        Some(Value::I64(number)) => number.to_string(),
-        Some(Value::F64(number)) => number.to_string(),
-        Some(Value::Bool(flag)) => flag.to_string(),
-        Some(Value::Array(items)) => format!("a list of {}", items.len()),
-        None => "-".to_owned(),
-    }
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cli::StatusArgs;
 use crate::client::Client;
-use crate::term::{size, table};
+use crate::term::{print, size, table};
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let client = Client::new(&args.http);
@@ -16,14 +16,15 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let (status, ready) = client.get("/readyz")?;
     if args.json {
         let ready = json!({"ready": status == 200, "detail": ready});
-        println!("{}", json!({"ready": ready, "cluster": cluster, "workers": workers, "plan": plan}));
-        return Ok(());
+        let all = json!({"ready": ready, "cluster": cluster, "workers": workers, "plan": plan});
+        return print(&format!("{all}\n"));
     }
     let detail = ready.get("detail").and_then(Value::as_str).unwrap_or_default();
     let word = if status == 200 { "ready" } else { "not ready" };
-    println!("{word}: {detail}\nterm {}, epoch {}\n", shown(&cluster["term"]), shown(&cluster["epoch"]));
-    print!("{}\n{}\n{}", coordinators(&cluster), workers_table(&workers), plan_table(&plan));
-    Ok(())
+    let head =
+        format!("{word}: {detail}\nterm {}, epoch {}\n", shown(&cluster["term"]), shown(&cluster["epoch"]));
+    let tables = [coordinators(&cluster), workers_table(&workers), plan_table(&plan)];
+    print(&format!("{head}\n{}", tables.join("\n")))
 }
 
 /// A value for people: strings without quotes, `-` for what is not there.

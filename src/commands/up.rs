@@ -3,7 +3,6 @@
 //! Must never compute or decide anything of the cluster: it starts the same processes that a
 //! deployment starts, and watches them.
 
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +16,7 @@ use crate::local::specs::{Cluster, LogSettings, group_folder, url, worker_id};
 use crate::local::supervise::{Supervision, supervise};
 use crate::local::{ports, ready};
 use crate::stop::Signals;
-use crate::term::{Term, size};
+use crate::term::{Term, print, size};
 
 pub fn run(mut args: UpArgs, log: &LogSettings) -> anyhow::Result<()> {
     let term = Term::new();
@@ -67,9 +66,10 @@ pub fn run(mut args: UpArgs, log: &LogSettings) -> anyhow::Result<()> {
 
 /// The one line on standard output; programs wait for it.
 fn announce(http: &str) {
-    let mut out = std::io::stdout().lock();
-    // The reader may have gone; the cluster serves all the same.
-    let _ = writeln!(out, "ready: {http}/v1").and_then(|()| out.flush());
+    if let Err(error) = print(&format!("ready: {http}/v1\n")) {
+        // The cluster serves all the same.
+        tracing::warn!("{error:#}");
+    }
 }
 
 /// Says when an earlier cluster of this folder had another number of coordinators.

@@ -1,7 +1,7 @@
 //! Planted violations: each rule must find its own, and must not find what only looks like one.
 
 use super::lexer::mask;
-use super::source::Source;
+use super::source::{Source, sources};
 use super::{arrows, rules};
 
 fn source(path: &str, body: &str) -> Source {
@@ -112,6 +112,27 @@ fn panics_are_found_unless_they_are_tests() {
     finds(rules::no_panics, "src/a.rs", &format!("#[cfg(not(test))]\nmod t {{ {body} }}"), 5);
     let harmless = "// a.unwrap()\nfn f() { a.unwrap_or(b); std::panic::catch_unwind(g); s(\"panic!\"); a.expect_err(c) }";
     finds(rules::no_panics, "src/a.rs", harmless, 0);
+}
+
+#[test]
+fn modules_declared_for_tests_are_tests_wherever_they_are() {
+    let file = |path: &str, text: &str| (path.to_owned(), format!("//! Doc.\n{text}"));
+    let panics = "fn f() { a.unwrap() }";
+    let texts = [
+        file(
+            "a/src/lib.rs",
+            "#[cfg(test)]\nmod kit;\n#[cfg(test)]\n#[path = \"odd/name.rs\"]\nmod odd;\nmod b;",
+        ),
+        file("a/src/kit.rs", &format!("mod inner;\n{panics}")),
+        file("a/src/kit/inner.rs", panics),
+        file("a/src/odd/name.rs", panics),
+        file("a/src/b.rs", &format!("#[cfg(test)]\nmod kit;\n{panics}")),
+        file("a/src/b/kit.rs", panics),
+        file("a/src/c/kit.rs", panics),
+    ];
+    let found: Vec<String> = sources(&texts).iter().flat_map(rules::no_panics).collect();
+    let places: Vec<&str> = found.iter().filter_map(|text| text.split(": ").next()).collect();
+    assert_eq!(places, ["a/src/b.rs:4", "a/src/c/kit.rs:2"]);
 }
 
 #[test]

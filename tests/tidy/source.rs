@@ -16,6 +16,27 @@ pub struct Source {
     whole_is_test: bool,
 }
 
+/// Every Rust file of `texts`. What a file declares for tests only is a test, and so is what that declares.
+pub fn sources(texts: &[(String, String)]) -> Vec<Source> {
+    let rust = texts.iter().filter(|(path, _)| path.ends_with(".rs"));
+    let mut all: Vec<Source> = rust.map(|(path, text)| Source::new(path, text)).collect();
+    loop {
+        let tests: Vec<String> = all.iter().flat_map(Source::test_modules).collect();
+        let mut changed = false;
+        all = all
+            .into_iter()
+            .map(|source| {
+                let new = !source.whole_is_test && tests.contains(&source.path);
+                changed |= new;
+                if new { source.into_test() } else { source }
+            })
+            .collect();
+        if !changed {
+            return all;
+        }
+    }
+}
+
 /// A function and where it is.
 pub struct Function {
     pub name: String,
@@ -39,6 +60,46 @@ impl Source {
             masked,
             tests,
         }
+    }
+
+    /// The same file, of which the module that declares it says that it is only compiled for tests.
+    pub fn into_test(mut self) -> Source {
+        self.whole_is_test = true;
+        self
+    }
+
+    /// Files that this one declares as modules for tests: every path at which each may be.
+    pub fn test_modules(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for at in words(&self.masked, "mod").into_iter().filter(|at| self.in_test(*at)) {
+            let start = skip_blank(&self.masked, at + 3);
+            let name: String = self.masked[start..].iter().take_while(|c| is_word(**c)).collect();
+            let end = skip_blank(&self.masked, start + name.chars().count());
+            if !name.is_empty() && self.masked.get(end) == Some(&';') {
+                found.extend(self.module_paths(&name));
+                found.extend(self.named_path(at));
+            }
+        }
+        found
+    }
+
+    fn folder(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(folder, _)| folder)
+    }
+
+    /// Where a module of this file is by default.
+    fn module_paths(&self, name: &str) -> [String; 2] {
+        let own = ["/mod.rs", "/lib.rs", "/main.rs"].iter().any(|file| self.path.ends_with(file));
+        let base = if own { self.folder() } else { self.path.strip_suffix(".rs").unwrap_or_default() };
+        [format!("{base}/{name}.rs"), format!("{base}/{name}/mod.rs")]
+    }
+
+    /// The path that an attribute on the line before the declaration at `at` gives.
+    fn named_path(&self, at: usize) -> Option<String> {
+        let before = line(&self.masked, at).checked_sub(2)?;
+        let attribute = self.text.lines().nth(before)?.trim();
+        let path = attribute.strip_prefix("#[path = \"")?.strip_suffix("\"]")?;
+        Some(format!("{}/{path}", self.folder()))
     }
 
     /// Whether a position is only compiled for tests and benches.

@@ -12,18 +12,14 @@ fn naive(s: &Sampling, prompt: usize, text: &[u32], logits: &[f32]) -> u32 {
     for (token, bias) in &s.logit_bias {
         l[*token as usize] += bias;
     }
-    for token in 0..l.len() {
-        if text.iter().any(|t| *t as usize == token) && s.repetition_penalty != 1.0 {
-            l[token] = if l[token] > 0.0 {
-                l[token] / s.repetition_penalty
-            } else {
-                l[token] * s.repetition_penalty
-            };
+    for (token, logit) in l.iter_mut().enumerate() {
+        if s.repetition_penalty != 1.0 && text.contains(&(token as u32)) {
+            *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
         }
         let count = text.iter().skip(prompt).filter(|t| **t as usize == token).count();
         if count > 0 {
-            l[token] -= s.frequency_penalty * count as f32;
-            l[token] -= s.presence_penalty;
+            *logit -= s.frequency_penalty * count as f32;
+            *logit -= s.presence_penalty;
         }
     }
     let mut order: Vec<usize> = (0..l.len()).collect();

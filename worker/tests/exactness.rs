@@ -34,8 +34,8 @@ fn check(model: &TestModel, cuts: &[&[u32]], len: usize, chunks: &[usize]) {
     }
     for cuts in cuts {
         let mut slices = model.load(cuts, 64);
-        for &chunk in chunks {
-            let threads = 1 + chunk % 3;
+        for (i, &chunk) in chunks.iter().enumerate() {
+            let threads = 1 + i % 3;
             let mut team = Team::new(threads);
             let got = all_logits(&mut slices, &mut team, &[&main], chunk);
             assert!(same(&got[0], want), "cuts {cuts:?} chunk {chunk} threads {threads}");
@@ -125,7 +125,7 @@ fn bad_chunks_are_errors_and_change_nothing() {
     let mut team = Team::new(2);
     let good = Chunk { start: 0, tokens: vec![5, 6, 7], pages: vec![2], sample: true };
     let StageOutput::Logits(want) =
-        slices[0].forward(&mut team, &[good.clone()], StageInput::Tokens).unwrap()
+        slices[0].forward(&mut team, std::slice::from_ref(&good), StageInput::Tokens).unwrap()
     else {
         panic!("a whole model gives logits");
     };
@@ -144,11 +144,64 @@ fn bad_chunks_are_errors_and_change_nothing() {
             "{chunk:?}"
         );
     }
-    assert!(slices[0].forward(&mut team, &[good.clone()], StageInput::Activations(vec![0.0; 768])).is_err());
+    assert!(
+        slices[0]
+            .forward(&mut team, std::slice::from_ref(&good), StageInput::Activations(vec![0.0; 768]))
+            .is_err()
+    );
     let next = Chunk { start: 3, tokens: vec![8], ..good.clone() };
     let StageOutput::Logits(last) = slices[0].forward(&mut team, &[next], StageInput::Tokens).unwrap() else {
         panic!("a whole model gives logits");
     };
     let whole = all_logits(&mut model.load(&[], 4), &mut team, &[&[5, 6, 7, 8]], 4);
     assert!(same(&whole[0], &[want, last].concat()));
+}
+
+#[test]
+fn dequantised_rows_are_candles() {
+    use candle_core::quantized::{GgmlDType as G, QTensor, ggml_file::qtensor_from_ggml};
+    use caravan_kernels::{Matrix, WeightType as W};
+    let kinds = [
+        (W::Q4_0, G::Q4_0),
+        (W::Q4_1, G::Q4_1),
+        (W::Q5_0, G::Q5_0),
+        (W::Q5_1, G::Q5_1),
+        (W::Q8_0, G::Q8_0),
+        (W::Q4K, G::Q4K),
+        (W::Q5K, G::Q5K),
+        (W::Q6K, G::Q6K),
+    ];
+    let device = candle_core::Device::Cpu;
+    let (k, n) = (512, 19);
+    for (kind, theirs) in kinds {
+        let numbers: Vec<f32> =
+            (0..k * n).map(|i| ((i * i * 31 + i * 7) % 1999) as f32 / 500.0 - 1.7).collect();
+        let tensor = candle_core::Tensor::from_vec(numbers, (n, k), &device).unwrap();
+        let quantised = QTensor::quantize(&tensor, theirs).unwrap();
+        let bytes = quantised.data().unwrap();
+        let again = qtensor_from_ggml(theirs, &bytes, vec![n, k], &device).unwrap();
+        let want = again.dequantize(&device).unwrap().to_vec2::<f32>().unwrap();
+        let matrix = Matrix::pack(kind, k, n, &bytes).unwrap();
+        let mut row = vec![0.0; k];
+        for (i, want) in want.iter().enumerate() {
+            matrix.row(i, &mut row);
+            // Ours is rounded once, candle's may be twice.
+            let near = row.iter().zip(want).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()));
+            assert!(near, "{kind:?} row {i}");
+        }
+    }
+}
+
+#[test]
+fn layer_times_are_measured() {
+    let model = TestModel::tiny(true);
+    let begin = std::time::Instant::now();
+    let mut team = Team::new(2);
+    let time =
+        caravan_worker::measure::measure_layers(&model.config, &model.tensors, &mut team, 1.0).unwrap();
+    assert!(begin.elapsed().as_secs() < 10);
+    for ms in [time.decode_ms, time.prefill_short_ms, time.prefill_long_ms, time.head_ms] {
+        assert!(ms > 0.0 && ms < 1_000.0, "{time:?}");
+    }
+    assert!(caravan_worker::measure::measure_layers(&model.config, &[], &mut team, 1.0).is_err());
 }

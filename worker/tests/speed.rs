@@ -11,6 +11,26 @@ use caravan_kernels::Team;
 use caravan_worker::slice::Chunk;
 use common::{TestModel, step};
 
+/// Nanoseconds this thread has been on a core (Linux), which other processes do not lengthen.
+fn cpu_ns() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
+}
+
+struct Clock(Instant, f64);
+
+impl Clock {
+    fn start() -> Clock {
+        Clock(Instant::now(), cpu_ns())
+    }
+
+    fn print(&self, what: &str, tokens: u32) {
+        let wall = f64::from(tokens) / self.0.elapsed().as_secs_f64();
+        let cpu = f64::from(tokens) / ((cpu_ns() - self.1) / 1e9);
+        println!("{what}: {wall:.1} tokens/s, {cpu:.1} per second on the core");
+    }
+}
+
 #[test]
 #[ignore = "a measurement, not a check"]
 fn speed() {
@@ -25,17 +45,17 @@ fn speed() {
     println!("threads {threads}, {}", team.isa().name());
     let prompt: Vec<u32> = (0..512).map(|i| (i * i * 7 + 13) % 40_000).collect();
     for chunk in [32, 128, 512] {
-        let begin = Instant::now();
+        let clock = Clock::start();
         for start in (0..512).step_by(chunk) {
             let tokens = prompt[start..start + chunk].to_vec();
             let chunk =
                 Chunk { start: start as u32, tokens, pages: (0..16).collect(), sample: start + chunk == 512 };
             step(&mut slices, &mut team, &[chunk]);
         }
-        println!("prefill 512 by {chunk}: {:.1} tokens/s", 512.0 / begin.elapsed().as_secs_f64());
+        clock.print(&format!("prefill 512 by {chunk}"), 512);
     }
     for batch in [1u32, 4, 8, 16] {
-        let begin = Instant::now();
+        let clock = Clock::start();
         let steps = 48;
         for i in 0..steps {
             let row = |s: u32| Chunk {
@@ -46,8 +66,7 @@ fn speed() {
             };
             step(&mut slices, &mut team, &(0..batch).map(row).collect::<Vec<_>>());
         }
-        let rate = f64::from(steps * batch) / begin.elapsed().as_secs_f64();
-        println!("decode batch {batch}: {rate:.1} tokens/s");
+        clock.print(&format!("decode batch {batch}"), steps * batch);
     }
     let layer = model.tensors.iter().filter(|t| {
         matches!(t.place, caravan_core::model::Place::Layer(3) | caravan_core::model::Place::Embed)

@@ -3,6 +3,9 @@
 //!
 //! Must never let a type of the library, or the way to the leader, be seen outside this folder.
 
+// The library's errors are large; they are rare, and its traits fix the type.
+#![allow(clippy::result_large_err)]
+
 mod log_store;
 mod membership;
 mod network;

@@ -8,7 +8,7 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
-use caravan_core::cluster::{ClusterState, Command, Outcome};
+use caravan_core::cluster::{ClusterState, Outcome};
 use caravan_core::limits;
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, ErrorSubject, OptionalSend, RaftSnapshotBuilder, StorageIOError};
@@ -18,31 +18,6 @@ use super::store::{Store, Write};
 use super::types::{
     Entry, Failure, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, decode, encode,
 };
-
-/// The one place where a command meets the state.
-fn apply(state: &mut ClusterState, command: &Command) -> Outcome {
-    match command {
-        Command::JoinWorker { id, incarnation, profile, now_ms } => {
-            let worker = caravan_core::cluster::Worker {
-                profile: profile.clone(),
-                incarnation: *incarnation,
-                state: caravan_core::cluster::WorkerState::Joining,
-                layer_times: Default::default(),
-                links: Default::default(),
-                since_ms: *now_ms,
-            };
-            match state.workers.insert(id.clone(), worker.clone()) {
-                Some(before) if before == worker => Outcome::Unchanged,
-                _ => Outcome::Done,
-            }
-        }
-        Command::AddModel { spec } => {
-            state.models.insert(spec.name.clone(), (**spec).clone());
-            Outcome::Done
-        }
-        _ => Outcome::Refused("not known here yet".to_owned()),
-    }
-}
 
 pub(super) struct StateMachine {
     store: Store,
@@ -83,7 +58,7 @@ impl StateMachine {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Outcome::Unchanged
             }
-            EntryPayload::Normal(command) => apply(Arc::make_mut(&mut self.state), &command),
+            EntryPayload::Normal(command) => Arc::make_mut(&mut self.state).apply(&command),
         }
     }
 

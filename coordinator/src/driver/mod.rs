@@ -11,11 +11,12 @@ mod service;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod toy;
+pub(crate) mod toy;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use caravan_core::error::Refusal;
 use caravan_core::ids::{CoordinatorId, Epoch, PipelineId};
@@ -28,8 +29,6 @@ pub(crate) use self::cluster::Cluster;
 use self::meter::Meter;
 pub(crate) use self::serve::now_ms;
 use self::service::ResultsEdge;
-#[cfg(test)]
-pub(crate) use self::toy::spec as toy_spec;
 use crate::consensus::Consensus;
 
 /// Code of a refusal: the plan gives the model's pipeline to another coordinator.
@@ -96,6 +95,7 @@ struct Roster {
 
 struct Shared {
     config: DriverConfig,
+    patience: Duration,
     cluster: Arc<dyn Cluster>,
     roster: watch::Sender<Roster>,
     meters: Mutex<BTreeMap<PipelineId, Meter>>,
@@ -115,12 +115,14 @@ impl Drop for AbortOnDrop {
 impl Drivers {
     /// Watches the plan and runs a driver for each pipeline whose driver is `me`.
     pub fn start(config: DriverConfig, consensus: Consensus) -> Drivers {
-        Drivers::start_with(config, Arc::new(consensus))
+        Drivers::start_with(config, Arc::new(consensus), Duration::from_millis(limits::STEP_PROGRESS_MS))
     }
 
-    pub(crate) fn start_with(config: DriverConfig, cluster: Arc<dyn Cluster>) -> Drivers {
+    /// `patience`: how long a step in flight may be without a result.
+    pub(crate) fn start_with(config: DriverConfig, cluster: Arc<dyn Cluster>, patience: Duration) -> Drivers {
         let shared = Arc::new(Shared {
             config,
+            patience,
             cluster,
             roster: watch::Sender::new(Roster::default()),
             meters: Mutex::default(),

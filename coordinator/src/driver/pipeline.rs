@@ -24,7 +24,6 @@ use super::{Entry, Shared, Submission, lock};
 pub(super) struct Job {
     pub epoch: Epoch,
     pub id: PipelineId,
-    pub model: String,
     head: String,
     stages: u32,
     kv_pages: u32,
@@ -62,7 +61,6 @@ impl Job {
         Some(Job {
             epoch: state.plan.epoch,
             id: pipeline.id.clone(),
-            model: pipeline.model.clone(),
             head: state.workers.get(&first.worker)?.profile.grpc.clone(),
             stages: u32::try_from(pipeline.stages.len()).ok()?,
             kv_pages: pipeline.kv_pages,

@@ -147,7 +147,14 @@ impl Serving {
     }
 
     fn deliver(&mut self, events: Vec<(SequenceId, GenerateEvent)>) {
-        let mut emitted = 0;
+        let tokens = |(id, event): &&(SequenceId, GenerateEvent)| {
+            self.probe != Some(*id) && matches!(event, GenerateEvent::Token(_))
+        };
+        // Counted before anybody can have seen them.
+        match events.iter().filter(tokens).count() as u64 {
+            0 => {}
+            emitted => self.shared.with_meter(&self.id, |meter| meter.emitted(emitted)),
+        }
         for (id, event) in events {
             let last = !matches!(event, GenerateEvent::Token(_));
             if self.probe == Some(id) {
@@ -156,7 +163,6 @@ impl Serving {
                 }
                 continue;
             }
-            emitted += u64::from(!last);
             let Some(client) = self.clients.get(&id) else { continue };
             // It holds the whole answer, so this fails only for a client that has gone.
             if client.try_send(event).is_err() {
@@ -165,9 +171,6 @@ impl Serving {
             } else if last {
                 self.clients.remove(&id);
             }
-        }
-        if emitted > 0 {
-            self.shared.with_meter(&self.id, |meter| meter.emitted(emitted));
         }
     }
 
@@ -210,7 +213,7 @@ impl Serving {
         self.deliver(events);
         let silent = self.progress.elapsed();
         let steps = self.scheduler.stats().steps_in_flight;
-        if steps > 0 && silent > Duration::from_millis(limits::STEP_PROGRESS_MS) {
+        if steps > 0 && silent > self.shared.patience {
             return Err(format!("{steps} steps are in flight and none came back for {} s", silent.as_secs()));
         }
         Ok(())

@@ -16,6 +16,8 @@ use wire::driver_client::DriverClient;
 use super::toy::*;
 use super::*;
 
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
 struct World {
     drivers: Drivers,
     cluster: FakeCluster,
@@ -27,11 +29,7 @@ struct World {
 async fn world() -> World {
     let worker = start_worker().await;
     let cluster = FakeCluster::new(worker.addr);
-    let config = DriverConfig { me: ME, prefill_chunk_tokens: 16, step_rows: 64, waiting_sequences: 40 };
-    let drivers = Drivers::start_with(config, Arc::new(cluster.clone()));
-    let (incoming, addr) = listen().await;
-    let service = drivers.service();
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    let (drivers, addr) = start_drivers(ME, &cluster, PATIENCE).await;
     *worker.driver.lock().unwrap() = addr;
     let broken = Arc::new(Mutex::new(Vec::new()));
     let list = broken.clone();
@@ -181,7 +179,19 @@ async fn a_new_epoch_interrupts_and_goes_on_with_what_was_emitted() {
     answer.extend(tokens);
     assert_eq!((answer, last), (whole, Some(GenerateEvent::Finished(Finish::Length))));
     assert!(world.broken.lock().unwrap().is_empty(), "an overtaken epoch is not a broken one");
-    assert!(world.stats().tokens_total >= 120, "counters outlive epochs");
+    assert_eq!(world.stats().tokens_total, 120, "counters outlive epochs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_that_swallows_steps_is_given_up() {
+    let world = ready_world().await;
+    // Idle time is no silence.
+    tokio::time::sleep(PATIENCE + Duration::from_millis(300)).await;
+    assert!(world.broken.lock().unwrap().is_empty());
+    world.worker.control.hang.store(true, Ordering::SeqCst);
+    let mut events = world.drivers.submit(record(1, 3, 3)).await.unwrap();
+    assert_eq!(drain(&mut events).await, (Vec::new(), Some(GenerateEvent::Interrupted)));
+    eventually("reported", || !world.broken.lock().unwrap().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Cluster;
+use super::{Cluster, DriverConfig, Drivers};
 
 pub(crate) const VOCAB: u32 = 60;
 pub(crate) const CONTEXT: u32 = 500;
@@ -157,6 +157,24 @@ pub(crate) fn spec() -> ModelSpec {
     };
     let digest = Digest([0; 32]);
     ModelSpec { name: MODEL.into(), digest, header: digest, header_bytes: 0, config, tensors: Vec::new() }
+}
+
+/// Drivers of one coordinator with their gRPC service, entered in the cluster's state.
+pub(crate) async fn start_drivers(
+    me: CoordinatorId,
+    cluster: &FakeCluster,
+    patience: Duration,
+) -> (Drivers, SocketAddr) {
+    let config = DriverConfig { me, prefill_chunk_tokens: 16, step_rows: 64, waiting_sequences: 40 };
+    let drivers = Drivers::start_with(config, Arc::new(cluster.clone()), patience);
+    let (incoming, addr) = listen().await;
+    let service = drivers.service();
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    let coordinator = Coordinator { grpc: addr.to_string(), http: String::new(), holds: Vec::new() };
+    cluster.state.send_modify(|state| {
+        Arc::make_mut(state).coordinators.insert(me, coordinator);
+    });
+    (drivers, addr)
 }
 
 #[derive(Default)]

@@ -115,7 +115,7 @@ struct World {
 
 fn world(script: impl IntoIterator<Item = Act>) -> World {
     let mut state = ClusterState::default();
-    let toy = crate::driver::toy_spec();
+    let toy = crate::driver::toy::spec();
     state.models.insert(toy.name.clone(), toy);
     let (state, receiver) = watch::channel(Arc::new(state));
     let link = Arc::new(FakeLink { script: Mutex::new(script.into_iter().collect()), ..FakeLink::default() });
@@ -228,7 +228,7 @@ async fn it_waits_for_the_next_ready_plan_and_goes_there() {
     let rest = tokens(&mut stream, LENGTH - 5).await;
     assert_eq!([first, rest].concat(), answer());
     assert_eq!(next(&mut stream).await, Some(GenerateEvent::Finished(Finish::Length)));
-    assert!(world.submissions()[before..].iter().any(|s| *s == (2, 4, 5)), "{:?}", world.submissions());
+    assert!(world.submissions()[before..].contains(&(2, 4, 5)), "{:?}", world.submissions());
 }
 
 #[tokio::test]
@@ -330,4 +330,50 @@ async fn a_wait_for_a_pipeline_loses_nothing() {
     assert!(world.submissions().is_empty());
     world.plan(1, 1, true);
     whole(&mut stream).await;
+}
+
+/// Two coordinators with real drivers, gRPC between them, one toy worker: the driver changes sides
+/// in the middle of answers asked at one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_go_on_over_changes_of_driver() {
+    use crate::driver::toy;
+
+    let worker = toy::start_worker().await;
+    worker.control.delay_ms.store(2, Ordering::SeqCst);
+    let cluster = toy::FakeCluster::new(worker.addr);
+    let mut sides = Vec::new();
+    for me in [1, 2] {
+        sides.push(toy::start_drivers(CoordinatorId(me), &cluster, Duration::from_secs(30)).await);
+    }
+    let state = cluster.state.subscribe();
+    let links = Links::new(CoordinatorId(2), state.clone(), sides[1].0.clone());
+    let generator = Generator::with_link(state, Arc::new(links));
+    let records: Vec<RequestRecord> = (0..6).map(|seed| toy::record(seed, 10, 60 + seed as u32)).collect();
+    let answers = records.iter().cloned().map(|record| {
+        let mut stream = generator.generate(record);
+        tokio::spawn(async move {
+            let mut tokens = Vec::new();
+            loop {
+                match next(&mut stream).await {
+                    Some(GenerateEvent::Token(sampled)) => tokens.push(sampled.token),
+                    last => return (tokens, last),
+                }
+            }
+        })
+    });
+    let answers: Vec<_> = answers.collect();
+    for epoch in 1..=6 {
+        let driver = 1 + epoch % 2;
+        *worker.driver.lock().unwrap() = sides[driver as usize - 1].1;
+        cluster.plan(epoch, CoordinatorId(driver));
+        cluster.ready(epoch).await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    for (record, answer) in records.iter().zip(answers) {
+        let (tokens, last) = answer.await.unwrap();
+        assert_eq!(tokens, toy::undisturbed(record));
+        assert_eq!(last, Some(GenerateEvent::Finished(Finish::Length)));
+    }
+    let driven = |side: usize| sides[side].0.stats().iter().map(|(_, stats)| stats.running).sum::<usize>();
+    eventually("nothing is left", || driven(0) + driven(1) == 0).await;
 }

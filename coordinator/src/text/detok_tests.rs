@@ -83,7 +83,16 @@ fn cut<'a>(text: &'a str, cuts: &[prop::sample::Index]) -> Vec<&'a str> {
 
 fn byte() -> impl Strategy<Value = u8> {
     // Mostly the bytes of which characters and their damage are made.
-    prop_oneof![Just(b'a'), 0x80u8..0xc0, 0xc0u8..=0xff, Just(0xf0), Just(0x9f), Just(0xe2), Just(0xed), any::<u8>()]
+    prop_oneof![
+        Just(b'a'),
+        0x80u8..0xc0,
+        0xc0u8..=0xff,
+        Just(0xf0),
+        Just(0x9f),
+        Just(0xe2),
+        Just(0xed),
+        any::<u8>()
+    ]
 }
 
 proptest! {

@@ -55,7 +55,7 @@ impl TextModel {
         let turn_ends = ENDS_OF_TURN.iter().filter(|token| template.source().contains(**token));
         let named = turn_ends.chain(&ENDS_OF_TEXT).filter_map(|token| tokenizer.control_token(token));
         let mut stop_tokens: Vec<u32> = named.collect();
-        stop_tokens.extend(tokenizer.ends());
+        stop_tokens.extend(tokenizer.stops());
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
         Ok(TextModel { tokenizer, template, stop_tokens })
@@ -102,7 +102,9 @@ impl TextModel {
             false => Err(Refusal::client(
                 "context_length_exceeded",
                 "messages",
-                format!("the messages are longer than the {most} tokens that this model has room for; shorten them"),
+                format!(
+                    "the messages are longer than the {most} tokens that this model has room for; shorten them"
+                ),
             )),
         }
     }

@@ -96,7 +96,12 @@ impl SpecialTokens {
     fn places<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
         let root = &self.nodes[0].children;
         let starts = text.char_indices().filter(|(at, _)| root.contains_key(&text.as_bytes()[*at]));
-        let risky = starts.filter(|(at, _)| self.control_may_begin(&text.as_bytes()[*at..]));
+        // Templates trim: what stands before white space at the end may end up at the end.
+        let trimmed = text.trim_end().len();
+        let risky = starts.filter(move |(at, _)| {
+            let (whole, ends) = (&text.as_bytes()[*at..], text.as_bytes().get(*at..trimmed));
+            self.control_may_begin(whole) || ends.is_some_and(|ends| self.control_may_begin(ends))
+        });
         risky.map(|(at, character)| at + character.len_utf8())
     }
 

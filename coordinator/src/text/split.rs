@@ -15,7 +15,7 @@ use tokenizers::utils::SysRegex;
 pub(super) enum Splitter {
     /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
     Gpt2,
-    /// Every numeric character by itself, and `Gpt2` between them.
+    /// Every numeric character (by the standard library) by itself, and `Gpt2` between them.
     Smollm,
     /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
     Llama3,
@@ -41,27 +41,35 @@ impl Splitter {
         text: &'a str,
         mut word: impl FnMut(&'a str) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let next: fn(&str) -> usize = match self {
-            Splitter::Gpt2 => gpt2,
-            Splitter::Smollm => return smollm(text, word),
-            Splitter::Llama3 => |text| llama3(text, 3),
-            Splitter::Qwen2 => |text| llama3(text, 1),
-        };
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (head, tail) = rest.split_at(next(rest));
-            word(head)?;
-            rest = tail;
+        match self {
+            Splitter::Gpt2 => cut(text, gpt2, &mut word),
+            Splitter::Smollm => smollm(text, &mut word),
+            Splitter::Llama3 => cut(text, |text| llama3(text, 3), &mut word),
+            Splitter::Qwen2 => cut(text, |text| llama3(text, 1), &mut word),
         }
-        ControlFlow::Continue(())
     }
 }
 
-fn smollm<'a>(text: &'a str, mut word: impl FnMut(&'a str) -> ControlFlow<()>) -> ControlFlow<()> {
+/// Words of which `next` gives the length of the first one.
+fn cut<'a>(
+    text: &'a str,
+    next: impl Fn(&str) -> usize,
+    word: &mut impl FnMut(&'a str) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_at(next(rest));
+        word(head)?;
+        rest = tail;
+    }
+    ControlFlow::Continue(())
+}
+
+fn smollm<'a>(text: &'a str, word: &mut impl FnMut(&'a str) -> ControlFlow<()>) -> ControlFlow<()> {
     let mut rest = text;
     while !rest.is_empty() {
         let (between, tail) = rest.split_at(rest.find(char::is_numeric).unwrap_or(rest.len()));
-        Splitter::Gpt2.words(between, &mut word)?;
+        cut(between, gpt2, word)?;
         let (digit, tail) = tail.split_at(tail.chars().next().map_or(0, char::len_utf8));
         if !digit.is_empty() {
             word(digit)?;
@@ -79,23 +87,38 @@ enum Class {
     Other,
 }
 
-/// One bit a character: `\p{L}`, which the standard library does not have. Made once from the
-/// expression itself, in some tens of milliseconds.
-static LETTERS: LazyLock<Vec<u64>> = LazyLock::new(|| {
-    let mut bits = vec![0u64; 0x11_0000 / 64];
-    let all: String = ('\u{80}'..=char::MAX).collect();
-    // The pattern is a constant: it compiles, or the test of this file fails.
-    for (start, end) in SysRegex::new(r"\p{L}+").iter().flat_map(|letters| letters.find_iter(&all)) {
-        for letter in all[start..end].chars() {
-            bits[letter as usize / 64] |= 1 << (letter as usize % 64);
-        }
-    }
-    bits
-});
+/// One bit a character of a class that an expression names.
+struct Table {
+    bits: Vec<u64>,
+}
 
-/// Makes the table now rather than with the first request.
+impl Table {
+    /// From the expression itself, in some tens of milliseconds: the standard library lacks `\p{L}`,
+    /// and its `\p{N}` is of another version of Unicode than the expressions'.
+    fn of(pattern: &str) -> Table {
+        let mut bits = vec![0u64; 0x11_0000 / 64];
+        let all: String = ('\u{80}'..=char::MAX).collect();
+        // The patterns are constants: they compile, or the tests of this file fail.
+        for (start, end) in SysRegex::new(pattern).iter().flat_map(|class| class.find_iter(&all)) {
+            for character in all[start..end].chars() {
+                bits[character as usize / 64] |= 1 << (character as usize % 64);
+            }
+        }
+        Table { bits }
+    }
+
+    fn has(&self, character: char) -> bool {
+        self.bits[character as usize / 64] >> (character as usize % 64) & 1 == 1
+    }
+}
+
+static LETTERS: LazyLock<Table> = LazyLock::new(|| Table::of(r"\p{L}+"));
+static NUMBERS: LazyLock<Table> = LazyLock::new(|| Table::of(r"\p{N}+"));
+
+/// Makes the tables now rather than with the first request.
 pub(super) fn prepare() {
     LazyLock::force(&LETTERS);
+    LazyLock::force(&NUMBERS);
 }
 
 fn class(character: char) -> Class {
@@ -105,9 +128,8 @@ fn class(character: char) -> Class {
         ' ' | '\t'..='\r' => Class::Space,
         '\0'..='\x7f' => Class::Other,
         _ if character.is_whitespace() => Class::Space,
-        // In the standard library: the categories Nd, Nl and No, which are `\p{N}`.
-        _ if character.is_numeric() => Class::Number,
-        _ if LETTERS[character as usize / 64] >> (character as usize % 64) & 1 == 1 => Class::Letter,
+        _ if LETTERS.has(character) => Class::Letter,
+        _ if NUMBERS.has(character) => Class::Number,
         _ => Class::Other,
     }
 }

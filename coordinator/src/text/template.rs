@@ -107,7 +107,8 @@ impl ChatTemplate {
         let environment = match &self.compiled {
             Ok(environment) => environment,
             Err(Unusable::Missing) => {
-                let message = "this model has no chat template; ask for a completion (/v1/completions) instead";
+                let message =
+                    "this model has no chat template; ask for a completion (/v1/completions) instead";
                 return Err(Refusal::client("no_chat_template", "messages", message));
             }
             Err(Unusable::Broken(why)) => return Err(broken("bad_chat_template", why)),
@@ -116,6 +117,22 @@ impl ChatTemplate {
         if given > limits::TEMPLATE_OUTPUT_BYTES {
             return Err(too_long());
         }
+        // A template can nest values so deep that dropping them overflows an ordinary stack.
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(limits::TEMPLATE_STACK_BYTES);
+            let thread = builder.spawn_scoped(scope, || self.render_here(environment, messages, given));
+            let rendered = thread.map_err(|error| busy(&error.to_string()))?.join();
+            rendered.unwrap_or_else(|_| Err(broken("template_failed", "rendering it failed")))
+        })
+    }
+
+    /// `given`: bytes of the messages.
+    fn render_here(
+        &self,
+        environment: &Environment<'static>,
+        messages: &[ChatMessage],
+        given: usize,
+    ) -> Result<String, Refusal> {
         let list: Vec<Value> = messages
             .iter()
             .map(|message| {
@@ -139,7 +156,9 @@ impl ChatTemplate {
             // Long messages, not the template, are at fault if they are most of the output.
             Err(_) if out.full && given > limits::TEMPLATE_OUTPUT_BYTES / 2 => Err(too_long()),
             Err(error) => Err(refusal(&error, out.full)),
-            Ok(()) => String::from_utf8(out.bytes).map_err(|error| broken("template_failed", &error.to_string())),
+            Ok(()) => {
+                String::from_utf8(out.bytes).map_err(|error| broken("template_failed", &error.to_string()))
+            }
         }
     }
 }
@@ -148,6 +167,11 @@ fn too_long() -> Refusal {
     let limit = limits::TEMPLATE_OUTPUT_BYTES;
     let message = format!("the messages are longer than the limit of {limit} bytes; shorten them");
     Refusal::client("context_length_exceeded", "messages", message)
+}
+
+fn busy(why: &str) -> Refusal {
+    let message = format!("this node has no room to render the messages now ({why}); send the request again");
+    Refusal::cluster("overloaded", limits::RETRY_AFTER_MS, message)
 }
 
 /// The operator's fault: another model file is needed, no retry helps.
@@ -187,7 +211,8 @@ fn to_json(value: &Value, indent: Option<Value>, arguments: Kwargs) -> Result<Va
         None => arguments.get("indent")?,
     };
     arguments.assert_all_used()?;
-    let safe = minijinja::filters::tojson(value, indent, Kwargs::from_iter(std::iter::empty::<(&str, Value)>()))?;
+    let safe =
+        minijinja::filters::tojson(value, indent, Kwargs::from_iter(std::iter::empty::<(&str, Value)>()))?;
     let safe = safe.as_str().unwrap_or_default();
     let mut out = String::with_capacity(safe.len());
     let mut rest = safe;
@@ -228,7 +253,9 @@ fn refusal(error: &Error, output_full: bool) -> Refusal {
     }
     let detail = error.detail().unwrap_or_default();
     match error.kind() {
-        ErrorKind::OutOfFuel => broken("template_limit", "it does not come to an end within its limit of work"),
+        ErrorKind::OutOfFuel => {
+            broken("template_limit", "it does not come to an end within its limit of work")
+        }
         _ if output_full => broken("template_limit", "what it writes is longer than its limit"),
         _ if detail.contains("recursion limit") => broken("template_limit", "it nests deeper than its limit"),
         ErrorKind::UnknownFunction if detail.contains("strftime_now") => broken(

@@ -39,18 +39,28 @@ fn a_conversation_is_rendered_as_its_authors_meant() {
 
 #[test]
 fn what_templates_of_today_use_is_there() {
-    let is = |template: &str, wanted: &str| assert_eq!(render(template, " a<b ").unwrap(), wanted, "{template}");
+    let is =
+        |template: &str, wanted: &str| assert_eq!(render(template, " a<b ").unwrap(), wanted, "{template}");
     is("{{ bos_token }}{{ messages[0]['content'] | trim }}{{ eos_token }}", "<|endoftext|>a<b<|im_end|>");
     is("{{ messages[0].content.strip().split('<')[-1] }}", "b");
     is("{% if true %}\n    {% set x = 'y' %}\n{{ x }}\n{% endif %}\n", "y\n");
-    is("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1");
+    is(
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "1",
+    );
     is("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " a<b "}"#);
     is("{{ ['<&>\\'', 'é\"\\\\u003c', '\n'] | tojson }}", r#"["<&>'", "é\"\\u003c", "\n"]"#);
     is("{{ {'a': [1, none, true]} | tojson(indent=1) }}", "{\n \"a\": [\n  1,\n  null,\n  true\n ]\n}");
-    is("{% if tools is not none %}tools{% endif %}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01");
+    is(
+        "{% if tools is not none %}tools{% endif %}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "01",
+    );
     is("{%- macro say(x) -%}<{{ x }}>{%- endmacro -%}{{ say(messages[0].role) }}", "<user>");
     // Guarded uses of the clock fall back to what their authors chose.
-    is("{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}", "26 Jul 2024");
+    is(
+        "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul 2024{% endif %}",
+        "26 Jul 2024",
+    );
 }
 
 #[test]
@@ -67,9 +77,19 @@ fn templates_that_do_not_end_are_stopped() {
 
 #[test]
 fn values_nested_without_end_do_not_break_the_stack() {
-    let grow = "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
-    for end in ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"] {
-        let _ = render(&format!("{grow}{end}"), "x");
+    for loops in [1, 2, 3, 5, 9] {
+        let grow = format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for a in range({loops}) %}}{{% for i in range(50000) %}}\
+             {{% set ns.x = [ns.x] %}}{{% endfor %}}{{% endfor %}}"
+        );
+        for end in
+            ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == ns.x }}", "{{ ns.x | string | length }}"]
+        {
+            match render(&format!("{grow}{end}"), "x") {
+                Ok(_) => assert!(loops <= 3),
+                Err(refusal) => assert_eq!((loops > 3, refusal.code.as_str()), (true, "template_limit")),
+            }
+        }
     }
 }
 
@@ -78,7 +98,11 @@ fn a_refusing_template_blames_the_messages() {
     let refusal = refused("{{ raise_exception('roles must alternate') }}", "invalid_messages", Fault::Client);
     assert_eq!(refusal.param.as_deref(), Some("messages"));
     assert!(refusal.message.contains("roles must alternate"));
-    refused("{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{{ f() }}", "invalid_messages", Fault::Client);
+    refused(
+        "{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{{ f() }}",
+        "invalid_messages",
+        Fault::Client,
+    );
 }
 
 #[test]
@@ -89,7 +113,7 @@ fn templates_that_can_not_work_are_the_operators() {
     refused("{{ nothing_of_that_name() }}", "template_failed", Fault::Operator);
     refused("{% include 'other' %}", "template_failed", Fault::Operator);
     refused("{{ 1 / 0 }}", "template_failed", Fault::Operator);
-    let nested = format!("{}1{}", "{{ (".repeat(1) + &"(".repeat(100_000), ")".repeat(100_001) + " }}");
+    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
     refused(&nested, "bad_chat_template", Fault::Operator);
     refused(&"x".repeat(limits::TEMPLATE_SOURCE_BYTES + 1), "bad_chat_template", Fault::Operator);
 }

@@ -127,8 +127,9 @@ impl Tokenizer {
             "`tokenizer.ggml.model` is {model:?}: only `gpt2` (byte-level BPE) is supported by this build"
         );
         let pre = text(gguf, "tokenizer.ggml.pre")?;
-        let splitter = Splitter::from_name(pre)
-            .with_context(|| format!("`tokenizer.ggml.pre` is {pre:?}: this build does not know that pre-tokenizer"))?;
+        let splitter = Splitter::from_name(pre).with_context(|| {
+            format!("`tokenizer.ggml.pre` is {pre:?}: this build does not know that pre-tokenizer")
+        })?;
         split::prepare();
         let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
         let count = tokens.len();
@@ -144,7 +145,10 @@ impl Tokenizer {
             Some(value) => value.as_bool().context("`tokenizer.ggml.add_bos_token` must be true or false")?,
         };
         let bos = key("bos")?;
-        ensure!(bos.is_some() || !add_bos, "the file wants a first token and lacks `tokenizer.ggml.bos_token_id`");
+        ensure!(
+            bos.is_some() || !add_bos,
+            "the file wants a first token and lacks `tokenizer.ggml.bos_token_id`"
+        );
         let stops = [key("eos")?, key("eot")?].into_iter().flatten().collect();
         Ok(Tokenizer { bpe, splitter, alphabet, special, control, bytes, ends, bos, add_bos, stops })
     }
@@ -152,10 +156,8 @@ impl Tokenizer {
     /// Appends the tokens of `text`; false if there are more than `encoding.most` (then some are left out).
     pub(super) fn encode(&self, text: &str, encoding: Encoding, out: &mut Vec<u32>) -> bool {
         let mut rest = text;
-        while encoding.special {
-            let Some(found) = self.special.find(rest) else {
-                break;
-            };
+        let find = |text: &str| encoding.special.then(|| self.special.find(text)).flatten();
+        while let Some(found) = find(rest) {
             if self.encode_plain(&rest[..found.start], encoding, out).is_break() {
                 return false;
             }
@@ -204,7 +206,7 @@ impl Tokenizer {
     }
 
     /// Ends of text and turn by the file's own keys.
-    pub(super) fn ends(&self) -> &[u32] {
+    pub(super) fn stops(&self) -> &[u32] {
         &self.stops
     }
 
@@ -219,7 +221,8 @@ impl Tokenizer {
     pub(super) fn token_bytes(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let end = self.ends.get(token).map_or(0, |end| *end as usize);
-        let start = token.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize);
+        let start =
+            token.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize);
         self.bytes.get(start..end).unwrap_or_default()
     }
 }
@@ -283,10 +286,15 @@ fn bpe(tokens: &Texts, types: &[i64], merges: &Texts, splitter: Splitter) -> any
             merged.push_str(other);
             // The builder trusts that the merged token is in the vocabulary, and panics if it is longer
             // than every token.
-            vocab.contains_key(*one) && vocab.contains_key(*other) && vocab.contains_key(&merged)
+            vocab.contains_key(one as &str)
+                && vocab.contains_key(other as &str)
+                && vocab.contains_key(&merged)
         });
         let Some((one, other)) = parts else {
-            bail!("merge {rank} {:?} is not of tokens of the vocabulary", merge.chars().take(80).collect::<String>());
+            bail!(
+                "merge {rank} {:?} is not of tokens of the vocabulary",
+                merge.chars().take(80).collect::<String>()
+            );
         };
         pairs.push((one.to_owned(), other.to_owned()));
     }

@@ -43,21 +43,20 @@ pub fn check_record(record: &RequestRecord, vocab: u32, context: u32) -> Result<
 }
 
 fn check_sampling(sampling: &Sampling, vocab: u32) -> Result<(), Refusal> {
+    // A NaN is in no range.
+    let any = f32::MIN..=f32::MAX;
+    let share = 0.0..=1.0;
     let numbers = [
-        ("repetition_penalty", sampling.repetition_penalty, f32::MIN_POSITIVE, f32::MAX),
-        ("frequency_penalty", sampling.frequency_penalty, f32::MIN, f32::MAX),
-        ("presence_penalty", sampling.presence_penalty, f32::MIN, f32::MAX),
-        ("temperature", sampling.temperature, 0.0, f32::MAX),
-        ("top_p", sampling.top_p, 0.0, 1.0),
-        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, f32::MIN_POSITIVE..=f32::MAX, "above 0"),
+        ("frequency_penalty", sampling.frequency_penalty, any.clone(), "that is finite"),
+        ("presence_penalty", sampling.presence_penalty, any, "that is finite"),
+        ("temperature", sampling.temperature, 0.0..=f32::MAX, "of 0 or more"),
+        ("top_p", sampling.top_p, share.clone(), "from 0 to 1"),
+        ("min_p", sampling.min_p, share, "from 0 to 1"),
     ];
-    for (name, value, least, most) in numbers {
-        // A NaN is in no range.
-        if !(least..=most).contains(&value) {
-            return Err(bad(
-                name,
-                format!("`{name}` is {value}; it must be a number from {least:e} to {most:e}"),
-            ));
+    for (name, value, range, words) in numbers {
+        if !range.contains(&value) {
+            return Err(bad(name, format!("`{name}` is {value}; it must be a number {words}")));
         }
     }
     if sampling.logprobs.is_some_and(|n| n > limits::TOP_LOGPROBS) {
