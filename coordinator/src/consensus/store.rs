@@ -331,10 +331,11 @@ pub(super) fn last_id(row: Option<&[u8]>, purged: Option<LogId>) -> Result<Optio
     Ok(Some(entry.log_id).max(purged))
 }
 
-/// Encodes entries for `Write::Append`.
-pub(super) fn encode_rows(
-    entries: impl Iterator<Item = Entry>,
-) -> Result<(Vec<(u64, Arc<[u8]>)>, Option<LogId>), Failure> {
+/// Encoded entries by index.
+pub(super) type Rows = Vec<(u64, Arc<[u8]>)>;
+
+/// Encodes entries for `Write::Append`; the id of the last one.
+pub(super) fn encode_rows(entries: impl Iterator<Item = Entry>) -> Result<(Rows, Option<LogId>), Failure> {
     let mut rows = Vec::new();
     let mut last = None;
     for entry in entries {
