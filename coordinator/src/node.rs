@@ -68,9 +68,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
 }
 
 async fn listen(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen for {what} on {address}: stop what uses it, or choose another"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("can't listen for {what} on {address}: stop what uses it, or choose another")
+    })
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

@@ -94,9 +94,11 @@ impl Machine {
         }
         let Some(id) = self.connections.get(&connection).cloned() else { return };
         for stage in &heartbeat.stages {
-            if stage.state == "failed" {
+            let pipeline = PipelineId(stage.pipeline.clone());
+            let current = self.state.plan.epoch.0 == stage.epoch;
+            if stage.state == "failed" && current && self.state.plan.pipeline(&pipeline).is_some() {
                 let why = format!("worker {id} failed: {}", stage.error);
-                self.pipeline_broken(now, Epoch(stage.epoch), PipelineId(stage.pipeline.clone()), &why);
+                self.pipeline_broken(now, Epoch(stage.epoch), pipeline, &why);
             }
         }
         if let Some(attached) = self.attached.get_mut(&id) {

@@ -111,6 +111,8 @@ pub(super) struct Machine {
     /// The plan before the current one: its workers may still hold tensors.
     pub(super) previous: Plan,
     leading_since: Option<u64>,
+    /// Whether this process has led at any time.
+    has_led: bool,
     pub(super) attached: BTreeMap<WorkerId, Attached>,
     pub(super) connections: BTreeMap<Connection, WorkerId>,
     pub(super) detached: BTreeMap<WorkerId, Detached>,
@@ -129,6 +131,7 @@ impl Machine {
             state: Arc::default(),
             previous: Plan::default(),
             leading_since: None,
+            has_led: false,
             attached: BTreeMap::new(),
             connections: BTreeMap::new(),
             detached: BTreeMap::new(),
@@ -214,8 +217,12 @@ impl Machine {
         self.detached.clear();
         self.flights.clear();
         self.measuring = Measuring::default();
-        self.planner = Planner::default();
-        self.planner.progress(now.ms);
+        // A process that has not led before does not drive what its former life was given.
+        let orphaned = leading && !self.has_led;
+        self.has_led |= leading;
+        let plan = &self.state.plan;
+        let mine = plan.pipelines.iter().filter(|pipeline| orphaned && pipeline.driver == self.me);
+        self.planner.new_term(now.ms, plan.epoch, mine.map(|pipeline| pipeline.id.clone()).collect());
         // Whoever holds slices of the plan that was led elsewhere can be a source for the next one.
         self.previous = self.state.plan.clone();
     }

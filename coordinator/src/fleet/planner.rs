@@ -14,6 +14,11 @@ use caravan_core::plan::{Pipeline, Plan};
 
 use super::machine::{Action, Machine, Now, Ticket};
 
+/// From the break of a pipeline to its next epoch, if nobody was lost.
+const GRACE_MS: u64 = limits::RECONNECT_GRACE_MS + limits::PLAN_COMMIT_MS;
+/// Broken pipelines that are remembered.
+const BROKEN: usize = limits::MODELS * limits::PIPELINES_PER_MODEL;
+
 #[derive(Default)]
 pub(super) struct Planner {
     /// Placement's answer for this very state.
@@ -24,12 +29,19 @@ pub(super) struct Planner {
     progress_ms: u64,
     /// The newest epoch that was committed from here.
     committed: Epoch,
-    /// Pipelines of the current epoch that broke, and when.
-    broken: BTreeMap<PipelineId, u64>,
+    /// Pipelines that broke. A driver may say so of an epoch that is not applied here yet, or before
+    /// the machine knows that it leads.
+    broken: BTreeMap<PipelineId, Broken>,
     reopened: BTreeMap<PipelineId, Reopened>,
     ready_since: BTreeMap<PipelineId, u64>,
     /// What was said last, so that it is said once.
     said: Vec<NoFit>,
+}
+
+#[derive(Clone, Copy)]
+struct Broken {
+    epoch: Epoch,
+    at_ms: u64,
 }
 
 /// How often a pipeline was opened again of late.
@@ -40,6 +52,15 @@ struct Reopened {
 }
 
 impl Planner {
+    /// The planner of a new term: only what is known to be broken is kept. `orphaned`: pipelines that
+    /// nobody drives though the plan names this coordinator, so that they are opened at once.
+    pub fn new_term(&mut self, now_ms: u64, epoch: Epoch, orphaned: Vec<PipelineId>) {
+        let broken = std::mem::take(&mut self.broken);
+        *self = Planner { broken, progress_ms: now_ms, ..Planner::default() };
+        let at_ms = now_ms.saturating_sub(GRACE_MS);
+        self.broken.extend(orphaned.into_iter().map(|id| (id, Broken { epoch, at_ms })));
+    }
+
     pub fn progress(&mut self, now_ms: u64) {
         self.progress_ms = now_ms;
     }
@@ -51,7 +72,7 @@ impl Planner {
     /// A state was applied: `old` and `new` are its plans before and after.
     pub fn applied(&mut self, now_ms: u64, old: &Plan, new: &Plan, leads: bool) {
         if old.epoch != new.epoch {
-            self.broken.clear();
+            self.broken.retain(|_, broken| broken.epoch >= new.epoch);
             self.wanted_since = None;
             if leads {
                 tracing::info!(epoch = new.epoch.0, stages = describe(new), "the plan changed");
@@ -79,7 +100,7 @@ impl Planner {
     /// When a broken pipeline may be opened again.
     fn due_ms(&self, id: &PipelineId, broken_ms: u64) -> u64 {
         // The loss of a worker, if that is what broke it, has its own plan by then.
-        let grace = broken_ms + limits::RECONNECT_GRACE_MS + limits::PLAN_COMMIT_MS;
+        let grace = broken_ms + GRACE_MS;
         let Some(reopened) = self.reopened.get(id).filter(|reopened| reopened.times > 0) else {
             return grace;
         };
@@ -89,25 +110,26 @@ impl Planner {
 }
 
 impl Machine {
-    /// A pipeline of the current epoch can't go on.
+    /// A pipeline of the current epoch (or of one that is not applied here yet) can't go on.
     pub(super) fn pipeline_broken(&mut self, now: Now, epoch: Epoch, id: PipelineId, why: &str) {
-        if !self.leads() || epoch != self.state.plan.epoch || self.state.plan.pipeline(&id).is_none() {
-            return;
-        }
+        let leads = self.leads();
         let planner = &mut self.planner;
-        if planner.broken.contains_key(&id) {
+        let known = planner.broken.get(&id).is_some_and(|broken| broken.epoch >= epoch);
+        if epoch < self.state.plan.epoch || known || planner.broken.len() >= BROKEN {
             return;
         }
         let lasted = |since: &u64| now.ms >= since + limits::REOPEN_FORGET_MS;
         if planner.ready_since.get(&id).is_some_and(lasted) {
             planner.reopened.remove(&id);
         }
-        let pause_ms = planner.due_ms(&id, now.ms).saturating_sub(now.ms);
-        tracing::warn!(
-            epoch = epoch.0, pipeline = %id, pause_ms,
-            "a pipeline broke and will be opened again under a new epoch: {why}"
-        );
-        planner.broken.insert(id, now.ms);
+        if leads {
+            let pause_ms = planner.due_ms(&id, now.ms).saturating_sub(now.ms);
+            tracing::warn!(
+                epoch = epoch.0, pipeline = %id, pause_ms,
+                "a pipeline broke and will be opened again under a new epoch: {why}"
+            );
+        }
+        planner.broken.insert(id, Broken { epoch, at_ms: now.ms });
     }
 
     /// Commits the next plan if one is due.
@@ -148,7 +170,7 @@ impl Machine {
             Some((_, decision)) if decision.plan.is_some() => decision.why.join("; "),
             _ => "a pipeline broke".to_owned(),
         };
-        let broken: Vec<PipelineId> = self.planner.broken.keys().cloned().collect();
+        let broken: Vec<PipelineId> = self.broken_now().map(|(id, _)| id.clone()).collect();
         let (epoch, stages) = (plan.epoch, describe(&plan));
         if self.propose(now, Ticket::Plan(epoch), Command::SetPlan { plan }, actions) {
             tracing::info!(epoch = epoch.0, stages, "proposing a plan: {why}");
@@ -175,9 +197,14 @@ impl Machine {
     }
 
     fn broken_due(&self, now: Now) -> bool {
-        let planner = &self.planner;
-        !planner.broken.is_empty()
-            && planner.broken.iter().any(|(id, broken_ms)| now.ms >= planner.due_ms(id, *broken_ms))
+        self.broken_now().any(|(id, broken)| now.ms >= self.planner.due_ms(id, broken.at_ms))
+    }
+
+    /// Broken pipelines of the current plan.
+    fn broken_now(&self) -> impl Iterator<Item = (&PipelineId, &Broken)> {
+        let plan = &self.state.plan;
+        let broken = self.planner.broken.iter();
+        broken.filter(|(id, broken)| broken.epoch == plan.epoch && plan.pipeline(id).is_some())
     }
 
     /// Whether those that came are all that come: nobody joins, or it takes too long.

@@ -81,7 +81,8 @@ impl Fleet {
         use wire::worker_report::Report;
         let limit = Duration::from_millis(limits::HELLO_MS);
         let Ok(first) = timeout(limit, reports.message()).await else {
-            return Err(format!("no hello within {} ms", limits::HELLO_MS));
+            // A paused or starved process, most likely: it may try again.
+            return Ok(());
         };
         match first.ok().flatten() {
             Some(wire::WorkerReport { report: Some(Report::Hello(hello)) }) => {

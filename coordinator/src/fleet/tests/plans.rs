@@ -130,6 +130,53 @@ fn a_break_of_an_epoch_that_is_over_means_nothing() {
 }
 
 #[test]
+fn a_leader_that_was_restarted_in_its_own_term_opens_its_pipelines_again() {
+    let mut world = World::serving(2);
+    let processes: Vec<_> = world.processes.values().cloned().collect();
+    let epoch = world.epoch();
+    world.fail_over(super::world::ME);
+    for process in processes {
+        world.attach(process);
+    }
+    world.pass(40);
+    assert_eq!(world.plans().len(), 1);
+    assert_eq!(world.epoch().0, epoch.0 + 1);
+    world.pass(6_000);
+    assert_eq!(world.plans().len(), 1);
+    // The same process elected again still drives what it drove.
+    let processes: Vec<_> = world.processes.values().cloned().collect();
+    world.feed(Event::Leading(false));
+    world.feed(Event::Leading(true));
+    for process in processes.into_iter().take(2) {
+        world.attach(process);
+    }
+    world.pass(6_000);
+    assert_eq!(world.plans().len(), 1);
+}
+
+#[test]
+fn a_break_is_not_forgotten_if_it_is_told_before_the_machine_leads() {
+    let mut world = World::serving(2);
+    let processes: Vec<_> = world.processes.values().cloned().collect();
+    world.feed(Event::Leading(false));
+    world.broken();
+    world.feed(Event::Leading(true));
+    for process in processes {
+        world.attach(process);
+    }
+    world.pass(1_000);
+    assert_eq!(world.plans().len(), 1);
+    // Nor if its epoch is applied a moment later.
+    let mut plan: Plan = world.state.plan.clone();
+    plan.epoch.0 += 1;
+    world.feed(Event::Broken { epoch: plan.epoch, pipeline: pipeline() });
+    assert_eq!(world.state.apply(&Command::SetPlan { plan }), Outcome::Done);
+    world.feed(Event::State(std::sync::Arc::new(world.state.clone())));
+    world.pass(1_000);
+    assert_eq!(world.plans().len(), 2);
+}
+
+#[test]
 fn a_stage_that_failed_is_tried_again() {
     let mut world = World::serving(2);
     let (connection, epoch) = (world.connection("w1"), world.epoch());
