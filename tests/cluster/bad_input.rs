@@ -124,10 +124,11 @@ fn slow_gone_and_many_clients_harm_nobody() {
         let text = ureq::get(format!("{}/metrics", cluster.http)).call().expect("metrics");
         let text = text.into_body().read_to_string().expect("text");
         let value = |name: &str| -> Option<f64> {
-            let line = text.lines().find(|line| line.starts_with(name))?;
+            let label = format!("what=\"{name}\"");
+            let line = text.lines().find(|l| l.starts_with("caravan_pipeline{") && l.contains(&label))?;
             line.rsplit(' ').next()?.parse().ok()
         };
-        let (free, all) = (value("caravan_kv_pages_free"), value("caravan_kv_pages_total"));
+        let (free, all) = (value("free_pages"), value("pages"));
         assert!(free.is_some() && all.is_some(), "{text}");
         free == all
     });

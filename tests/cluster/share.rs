@@ -85,13 +85,13 @@ fn up_is_ready_within_five_seconds() {
 
 #[test]
 fn a_throttled_worker_gets_fewer_layers() {
-    let cluster = Cluster::start(Options::new(2, 1).flag("--throttle", "worker-2=0.5"));
+    let cluster = Cluster::start(Options::new(2, 1).flag("--throttle", "w2=0.5"));
     let shares: BTreeMap<String, u64> = stages(&cluster)
         .iter()
         .map(|stage| (stage["worker"].as_str().unwrap_or_default().to_owned(), layers(stage)))
         .collect();
     eprintln!("throttled: {shares:?}");
-    let (slow, fast) = (shares["worker-2"], shares["worker-1"]);
+    let (slow, fast) = (shares["w2"], shares["w1"]);
     assert!(slow + 5 <= fast, "half the speed, fewer layers: {shares:?}");
 }
 

@@ -94,13 +94,14 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         deadline_ms: now_ms.saturating_add(limits::REQUEST_DEADLINE_MS),
     };
     check_bias(&common, &spec)?;
+    let kv_tokens = kv_tokens(app, &spec.name);
     let seed = common.seed.unwrap_or_else(|| derive("caravan seed of a request", id.as_bytes()));
     let count = prompts.len();
     let mut records = Vec::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
         let at = if chat { "messages".to_owned() } else { prompt_path(i, count) };
         check_prompt(&prompt, &at, &spec)?;
-        let max_tokens = answer_length(&common, &prompt, chat, &spec)?;
+        let max_tokens = answer_length(&common, &prompt, (chat, kv_tokens), &spec)?;
         for _ in 0..common.n {
             let index = records.len() as u64;
             let mut record = RequestRecord {
@@ -205,12 +206,27 @@ fn check_prompt(prompt: &[u32], at: &str, spec: &ModelSpec) -> Result<(), Refusa
     Ok(())
 }
 
-/// Tokens of the answer at most. The prompt is known to fit.
-fn answer_length(common: &Common, prompt: &[u32], chat: bool, spec: &ModelSpec) -> Result<u32, Refusal> {
+/// Tokens that the KV pages of the model's roomiest pipeline hold.
+fn kv_tokens(app: &App, model: &str) -> u32 {
+    let state = app.state();
+    let pages = state.plan.pipelines_of(model).map(|pipeline| pipeline.kv_pages).max();
+    pages.map_or(u32::MAX, |pages| pages.saturating_mul(limits::PAGE_TOKENS))
+}
+
+/// Tokens of the answer at most. The prompt is known to fit the context. An answer whose length
+/// was not asked for stops where the context or the KV pages end; one that was asked for and
+/// does not fit the pages is the driver's to refuse.
+fn answer_length(
+    common: &Common,
+    prompt: &[u32],
+    (chat, kv_tokens): (bool, u32),
+    spec: &ModelSpec,
+) -> Result<u32, Refusal> {
     let context = spec.config.context;
-    let left = context.saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
+    let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+    let left = context.saturating_sub(prompt_tokens);
     match common.max_tokens {
-        None if chat => Ok(left),
+        None if chat => Ok(left.min(kv_tokens.saturating_sub(prompt_tokens)).max(1)),
         None => Ok(left.min(DEFAULT_MAX_TOKENS)),
         Some((wanted, _)) if wanted <= left => Ok(wanted),
         Some((wanted, field)) => {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use caravan_core::cluster::{ClusterState, Worker, WorkerState};
 use caravan_core::ids::{CoordinatorId, PipelineId, WorkerId};
+use caravan_core::model::ModelSpec;
 use caravan_core::plan::{Pipeline, Plan, Slice, Stage};
 use caravan_proto::wire;
 use serde_json::{Value, json};
@@ -124,7 +125,7 @@ pub fn plan(
     stats: &[(PipelineId, PipelineStats)],
 ) -> Value {
     let models = state.models.values().map(|spec| {
-        let pipelines = plan.pipelines_of(&spec.name).map(|one| pipeline(plan, one, runtime, stats));
+        let pipelines = plan.pipelines_of(&spec.name).map(|one| pipeline(plan, (spec, one), runtime, stats));
         json!({
             "model": spec.name,
             "layers": spec.config.layers,
@@ -136,7 +137,7 @@ pub fn plan(
 
 fn pipeline(
     plan: &Plan,
-    pipeline: &Pipeline,
+    (spec, pipeline): (&ModelSpec, &Pipeline),
     runtime: &Runtime,
     stats: &[(PipelineId, PipelineStats)],
 ) -> Value {
@@ -151,6 +152,7 @@ fn pipeline(
         json!({
             "worker": stage.worker.0,
             "layers": layers(stage.slice),
+            "tensor_bytes": spec.bytes_of(stage.slice),
             "state": state,
             "progress": report.map(|report| report.progress),
             "error": report.map(|report| report.error.as_str()).filter(|error| !error.is_empty()),

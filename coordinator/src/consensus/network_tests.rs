@@ -75,7 +75,7 @@ fn append(last: u64) -> AppendRequest {
 
 #[tokio::test]
 async fn entries_that_take_longer_than_a_try_arrive_once_all_the_same() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     let slow = Slow::default();
     serve(listener, slow.clone());
@@ -101,7 +101,7 @@ async fn entries_that_take_longer_than_a_try_arrive_once_all_the_same() {
 
 #[tokio::test]
 async fn a_vote_waits_for_one_that_listens_a_little_later() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let reserved = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
     let (peers, mut connection) = connect(&addr.to_string()).await;
@@ -117,7 +117,7 @@ async fn a_vote_waits_for_one_that_listens_a_little_later() {
 
 #[tokio::test]
 async fn one_that_is_not_there_is_unreachable_in_bounded_time() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let reserved = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let addr = reserved.local_addr().unwrap().to_string();
     drop(reserved);
     let (peers, mut connection) = connect(&addr).await;
@@ -130,7 +130,7 @@ async fn one_that_is_not_there_is_unreachable_in_bounded_time() {
     assert!(started.elapsed() < Duration::from_secs(2));
     assert!(!peers.reachable(2, Duration::from_secs(60)));
     // A refusal is a sign of life.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     serve(listener, Slow::default());
     assert!(peers.read_index(2, &addr).await.is_err());

@@ -144,6 +144,8 @@ impl Node {
 pub struct Cluster {
     pub dirs: BTreeMap<u64, TempDir>,
     pub addresses: BTreeMap<u64, String>,
+    /// Of those that have not started yet: nobody else gets their ports.
+    listeners: BTreeMap<u64, TcpListener>,
     first: Vec<u64>,
     /// Where a coordinator (first number) finds another one (second), if not at its address.
     pub detours: BTreeMap<(u64, u64), String>,
@@ -154,12 +156,16 @@ pub struct Cluster {
 impl Cluster {
     /// Ports for `all`, of which `first` found the cluster. Nothing runs yet.
     pub fn new(all: u64, first: u64, compaction: Compaction) -> Cluster {
+        // Not 127.0.0.1: outgoing connections take their ports there, and one could get the port of
+        // a node that is down just now.
         let listeners: Vec<TcpListener> =
-            (0..all).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string());
+            (0..all).map(|_| TcpListener::bind("127.0.0.2:0").unwrap()).collect();
+        let addresses: Vec<String> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         Cluster {
             dirs: (1..=all).map(|id| (id, tempfile::tempdir().unwrap())).collect(),
             addresses: (1..=all).zip(addresses).collect(),
+            listeners: (1..=all).zip(listeners).collect(),
             first: (1..=first).collect(),
             detours: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -176,9 +182,11 @@ impl Cluster {
     pub fn start(&mut self, id: u64) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let addr = self.addresses[&id].clone();
+        let reserved = self.listeners.remove(&id);
         let consensus = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind(&addr).await.unwrap();
+            let listener = reserved.unwrap_or_else(|| TcpListener::bind(&self.addresses[&id]).unwrap());
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let consensus = self.open(id).await;
             let server = tonic::transport::Server::builder().add_service(consensus.service());
             tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));

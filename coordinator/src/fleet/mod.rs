@@ -4,6 +4,7 @@
 //! `machine` decides, `run` acts, `service` is the workers' door.
 
 mod assignments;
+mod door;
 mod machine;
 mod measuring;
 mod planner;

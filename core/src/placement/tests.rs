@@ -67,8 +67,8 @@ pub(super) fn cluster(layers: u32, workers: &[Spec], latency_ms: f64) -> Cluster
     let coordinator = Coordinator { grpc: "c:1".into(), http: "c:2".into(), holds: Vec::new() };
     state.coordinators.insert(LEADER, coordinator);
     state.models.insert("m".into(), model("m", layers));
-    for i in 0..workers.len() {
-        add_worker(&mut state, i, workers[i], latency_ms);
+    for (i, worker) in workers.iter().enumerate() {
+        add_worker(&mut state, i, *worker, latency_ms);
     }
     state
 }

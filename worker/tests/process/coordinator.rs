@@ -178,6 +178,20 @@ impl Coordinator {
         .await
     }
 
+    /// Waits until `worker` says why its stage of `epoch` has no edges any more.
+    pub async fn broken(&mut self, worker: &str, epoch: u64) -> (wire::Heartbeat, String) {
+        self.wait(&format!("{worker} broken"), |from, report| match report {
+            Report::Heartbeat(beat) if from == worker && beat.epoch == epoch => {
+                let stage = beat.stages.iter().find(|stage| !stage.error.is_empty())?;
+                assert_eq!(stage.state, "connecting", "a broken edge is no failure of this worker");
+                let why = stage.error.clone();
+                Some((beat, why))
+            }
+            _ => None,
+        })
+        .await
+    }
+
     pub async fn result(&mut self) -> Option<wire::StepResult> {
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, self.results.recv()).await.expect("a result in time").unwrap()

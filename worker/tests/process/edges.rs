@@ -56,8 +56,9 @@ async fn a_step_of_an_older_epoch_is_refused_and_counted() {
     edge.send(step(4, 0, vec![chunk(1, 0, &[1], true, true)])).await;
     assert_eq!(edge.end().await.code(), Code::FailedPrecondition);
     assert_eq!(cluster.coordinator.result().await, None, "the step was not computed");
-    let beat = cluster.coordinator.stage_state("w0", 5, "connecting").await;
+    let (beat, why) = cluster.coordinator.broken("w0", 5).await;
     assert_eq!(beat.fenced_messages, 1);
+    assert!(why.contains("epoch 4 refused"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

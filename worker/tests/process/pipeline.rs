@@ -137,7 +137,13 @@ async fn a_chain_gives_the_right_results_in_order_epoch_after_epoch() {
             }
         });
         for step in all {
-            let result = cluster.coordinator.result().await.expect("a result");
+            let result = loop {
+                // The edge of the epoch before, which never got a step, may end only now.
+                match cluster.coordinator.result().await {
+                    Some(result) => break result,
+                    None => assert!(epoch > 1 && step.step == 0, "the edge ended at step {}", step.step),
+                }
+            };
             assert_eq!(result, through(&mut expected, step));
         }
         // The second epoch begins under a live edge; its break reaches the driver.
@@ -165,8 +171,8 @@ async fn killing_the_middle_reaches_both_ends_and_a_new_epoch_recovers() {
     assert!(status.message().contains("next stage"), "{}", status.message());
     assert_eq!(cluster.coordinator.result().await, None, "the edge to the driver ends");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    let beat = cluster.coordinator.stage_state("w0", 1, "connecting").await;
-    assert!(beat.stages[0].error.contains("next stage"), "{:?}", beat.stages);
+    let (_, why) = cluster.coordinator.broken("w0", 1).await;
+    assert!(why.contains("next stage"), "{why}");
 
     // Nothing comes back in the old epoch.
     assert_eq!(Edge::open(&cluster.addrs[0], hello(1, 0)).await.err().unwrap().code(), Code::Aborted);
@@ -212,8 +218,8 @@ async fn a_driver_that_goes_ends_the_chain_to_its_tail() {
     let edge = Edge::ready(&cluster.addrs[0], 1).await;
     drop(edge);
     assert_eq!(cluster.coordinator.result().await, None);
-    let beat = cluster.coordinator.stage_state("w1", 1, "connecting").await;
-    assert!(beat.stages[0].error.contains("into this stage"), "{:?}", beat.stages);
+    let (_, why) = cluster.coordinator.broken("w1", 1).await;
+    assert!(why.contains("into this stage"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Workers that can be killed: each has a runtime of its own, whose end closes every socket at once.
 
 use std::path::Path;
+use std::time::Duration;
 
 use caravan_worker::node::{WorkerConfig, run_with};
 use tokio::runtime::Runtime;
@@ -39,9 +40,11 @@ impl Worker {
         Worker { runtime: Some(runtime), shutdown: Some(shutdown), outcome }
     }
 
-    /// As `kill -9` does.
+    /// As `kill -9` does: when this returns, its sockets and the lock on its folder are gone.
     pub fn kill(mut self) {
-        self.runtime.take().unwrap().shutdown_background();
+        let runtime = self.runtime.take().unwrap();
+        let end = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(5)));
+        end.join().unwrap();
     }
 
     /// Asks it to leave, and gives what `run` returned.
@@ -52,7 +55,7 @@ impl Worker {
 
     /// What `run` returned, by itself.
     pub async fn outcome(&mut self) -> anyhow::Result<()> {
-        let limit = std::time::Duration::from_secs(10);
+        let limit = Duration::from_secs(10);
         tokio::time::timeout(limit, &mut self.outcome).await.expect("the worker ends in time").unwrap()
     }
 }

@@ -185,7 +185,7 @@ fn workers_of_one_machine_measure_one_after_the_other() {
         assert_eq!(world.measured_together, together);
         assert_eq!(world.stages().len(), 4);
         let planned = world.plans()[0].0 - begin;
-        assert_eq!(planned > 600, host.is_some(), "{planned} ms: machines measure side by side");
+        assert_eq!(planned >= 600, host.is_some(), "{planned} ms: machines measure side by side");
     }
 }
 
@@ -202,9 +202,10 @@ fn a_worker_that_never_answers_does_not_keep_the_next_from_its_turn() {
     world.pass(100);
     world.measure_ms = 100;
     world.attach(next);
-    world.pass(limits::MEASURE_MS + 1_000);
+    world.pass(limits::MEASURE_MS + limits::PLAN_WAIT_MS + 500);
+    // It gets its own next turn behind those that wait, too.
     assert_eq!(world.worker_state("w1"), WorkerState::Active);
-    assert_eq!(world.stages(), [("w1".to_owned(), 30)]);
+    assert_eq!(world.stages().len(), 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A cluster in a few structs: the machine, the state its proposals are applied to, and workers that
 //! answer what they are asked. Time passes only when a test says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use caravan_core::cluster::{ClusterState, Command, Coordinator, Outcome, WorkerState};
@@ -13,7 +13,7 @@ use caravan_core::plan::Plan;
 use caravan_proto::wire;
 use caravan_proto::wire::directive::Directive;
 
-use crate::fleet::machine::{Action, Connection, Event, Machine, Now, Ticket};
+use crate::fleet::machine::{Action, Connection, Event, Machine, Now};
 
 pub const LEASE_MS: u64 = 2_000;
 pub const ME: CoordinatorId = CoordinatorId(1);
@@ -135,13 +135,17 @@ impl World {
 
     pub fn connection(&self, name: &str) -> Connection {
         let open = self.processes.iter().filter(|(connection, _)| !self.closed.contains(connection));
-        open.filter(|(_, process)| process.name == name).map(|(connection, _)| *connection).last().unwrap()
+        open.filter(|(_, process)| process.name == name)
+            .map(|(connection, _)| *connection)
+            .next_back()
+            .unwrap()
     }
 
     /// The driver's probe went through.
     pub fn ready(&mut self) {
         let epoch = self.state.plan.epoch;
-        self.commit(&Command::PipelineReady { epoch, pipeline: pipeline() });
+        self.apply(&Command::PipelineReady { epoch, pipeline: pipeline() });
+        self.feed(Event::State(Arc::new(self.state.clone())));
     }
 
     pub fn broken(&mut self) {
@@ -178,33 +182,35 @@ impl World {
     }
 
     pub fn feed(&mut self, event: Event) {
-        let actions = self.machine.handle(self.now, event);
-        for action in actions {
-            match action {
-                Action::Propose { ticket, command } => self.propose(ticket, &command),
-                Action::Send { connection, directive } => self.deliver(connection, directive),
-                Action::Close { connection } => {
-                    self.closed.insert(connection);
-                    // The shell's reader reports the end of every stream, whoever closed it.
-                    self.feed(Event::Detached { connection });
+        let mut events = VecDeque::from([event]);
+        // What follows from an event comes after all that it made the machine do, as in the shell.
+        while let Some(event) = events.pop_front() {
+            for action in self.machine.handle(self.now, event) {
+                match action {
+                    Action::Propose { ticket, command } => {
+                        let result = if self.commits {
+                            let outcome = self.apply(&command);
+                            events.push_back(Event::State(Arc::new(self.state.clone())));
+                            Ok(outcome)
+                        } else {
+                            Err(Refusal::cluster("no_quorum", 100, "no quorum"))
+                        };
+                        events.push_back(Event::Proposed { ticket, result });
+                    }
+                    Action::Send { connection, directive } => self.deliver(connection, directive),
+                    Action::Close { connection } => {
+                        self.closed.insert(connection);
+                        // The shell's reader reports the end of every stream, whoever closed it.
+                        events.push_back(Event::Detached { connection });
+                    }
                 }
             }
         }
     }
 
-    fn propose(&mut self, ticket: Ticket, command: &Command) {
-        let result = if self.commits {
-            Ok(self.commit(command))
-        } else {
-            Err(Refusal::cluster("no_quorum", 100, "no quorum"))
-        };
-        self.feed(Event::Proposed { ticket, result });
-    }
-
-    fn commit(&mut self, command: &Command) -> Outcome {
+    fn apply(&mut self, command: &Command) -> Outcome {
         let outcome = self.state.apply(command);
         self.log.push((self.now.ms, command.clone(), outcome.clone()));
-        self.feed(Event::State(Arc::new(self.state.clone())));
         outcome
     }
 
