@@ -247,6 +247,10 @@ pub struct ChatArgs {
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
+    /// 0 always takes the likeliest word; 1 is what the model learned, with all its whims
+    #[arg(long, value_name = "X", default_value_t = 0.2, value_parser = temperature)]
+    pub temperature: f64,
+
     /// What to ask; without it the conversation is read from standard input, a message a line
     #[arg(value_name = "PROMPT")]
     pub prompt: Option<String>,
@@ -344,6 +348,11 @@ fn throttle(text: &str) -> Result<(String, f64), String> {
 fn share(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|value| *value > 0.0 && *value <= 1.0);
     value.ok_or_else(|| "not a number above 0 and at most 1".to_owned())
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.0..=2.0).contains(value));
+    value.ok_or_else(|| "not a number from 0 to 2".to_owned())
 }
 
 /// Names become file names and parts of URLs.

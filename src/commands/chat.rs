@@ -17,6 +17,7 @@ struct Conversation {
     client: Client,
     model: String,
     max_tokens: u32,
+    temperature: f64,
     messages: Vec<Value>,
 }
 
@@ -28,7 +29,8 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     };
     let system = args.system.map(|text| json!({"role": "system", "content": text}));
     let messages: Vec<Value> = system.into_iter().collect();
-    let mut conversation = Conversation { client, model, max_tokens: args.max_tokens, messages };
+    let (max_tokens, temperature) = (args.max_tokens, args.temperature);
+    let mut conversation = Conversation { client, model, max_tokens, temperature, messages };
     match args.prompt {
         Some(prompt) => conversation.say(&prompt),
         None => conversation.read_all(),
@@ -94,6 +96,7 @@ impl Conversation {
             "model": self.model,
             "messages": self.messages,
             "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
             "stream": true,
         });
         let mut answer = String::new();

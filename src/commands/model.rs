@@ -136,6 +136,34 @@ fn template(header: &Gguf) -> String {
     }
 }
 
+/// Text without the quotes that it has in errors.
 fn shown(value: Option<&Value>) -> String {
-    value.map_or_else(|| "-".to_owned(), ToString::to_string)
+    match value {
+        Some(Value::Text(text)) => text.clone(),
+        other => other.map_or_else(|| "-".to_owned(), ToString::to_string),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn the_header_is_told_in_words() {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let metadata = BTreeMap::from([
+            ("general.architecture".to_owned(), text("llama")),
+            ("llama.block_count".to_owned(), Value::U64(30)),
+            ("tokenizer.ggml.model".to_owned(), text("gpt2")),
+            ("tokenizer.chat_template".to_owned(), text("{{ x }}")),
+        ]);
+        let header = Gguf { metadata, tensors: Vec::new(), data_offset: 1_800_000 };
+        let facts: BTreeMap<&str, String> = header_facts(&header).into_iter().collect();
+        assert_eq!(facts["architecture"], "llama");
+        assert_eq!(facts["layers"], "30");
+        assert_eq!(facts["chat template"], "7 characters");
+        assert_eq!(facts["tokenizer"], "gpt2 (-), no tokens");
+        assert!(facts["can be served"].starts_with("no: "), "it has no tensors");
+    }
 }
