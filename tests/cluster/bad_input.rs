@@ -16,11 +16,21 @@ fn canary() -> Question {
     Question { prompt: prose()[100..140].to_vec(), max_tokens: 96, seed: 9, temperature: 0.8, top_p: 0.9 }
 }
 
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs `trouble` beside canary streams, of which at least one is whole within it.
 fn beside_canaries(cluster: &Cluster, trouble: impl FnOnce()) {
     let expected = ask(&cluster.http, &canary(), |_| {}).expect("undisturbed").answer;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when `trouble` fails: a scope waits for its threads.
+        let _stop = StopAtEnd(&stop);
         let canaries = scope.spawn(|| {
             let mut whole = 0;
             while !stop.load(Ordering::Relaxed) || whole == 0 {
@@ -75,7 +85,7 @@ fn cases(model: &str) -> Vec<(&'static str, Vec<u8>, u16, Option<&'static str>)>
         ("unknown parameter", chat(json!({"temprature": 1})), 400, Some("temprature")),
         ("unsupported parameter", chat(json!({"tools": [{"type": "function"}]})), 400, Some("tools")),
         ("deep nesting", raw(&"[".repeat(100_000)), 400, None),
-        ("bad logit bias", chat(json!({"logit_bias": {"999999999": 1}})), 400, Some("logit_bias")),
+        ("bad logit bias", chat(json!({"logit_bias": {"999999999": 1}})), 400, Some("logit_bias.999999999")),
     ]
 }
 
