@@ -100,7 +100,7 @@ async fn many_at_once_get_what_each_would_alone() {
     let stats = world.stats();
     assert_eq!(stats.tokens_total, total);
     assert!(stats.tokens_per_s > 0.0);
-    assert!(stats.prefill_tokens_total >= asked.iter().map(|(r, _)| r.prompt.len() as u64).sum());
+    assert!(stats.prefill_tokens_total >= asked.iter().map(|(r, _)| r.prompt.len() as u64).sum::<u64>());
     assert!(world.worker.control.most_in_flight.load(Ordering::SeqCst) >= 3, "stages were idle");
     assert!(world.broken.lock().unwrap().is_empty());
 }
