@@ -105,9 +105,8 @@ pub fn prose() -> Vec<u32> {
 /// 24 prompts of 1 to 600 tokens, from different places of the text.
 pub fn prompts() -> Vec<Vec<u32>> {
     let prose = prose();
-    let lengths = [
-        1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 47, 63, 64, 65, 96, 127, 128, 129, 200, 255, 321, 450, 600,
-    ];
+    let lengths =
+        [1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 47, 63, 64, 65, 96, 127, 128, 129, 200, 255, 321, 450, 600];
     lengths
         .iter()
         .enumerate()

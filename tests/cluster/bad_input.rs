@@ -50,7 +50,8 @@ fn beside_canaries(cluster: &Cluster, trouble: impl FnOnce()) {
 /// Name, body, status, and what `error.param` is.
 fn cases(model: &str) -> Vec<(&'static str, Vec<u8>, u16, Option<&'static str>)> {
     let chat = |change: Value| {
-        let mut body = json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]});
+        let mut body =
+            json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]});
         for (key, value) in change.as_object().into_iter().flatten() {
             body[key] = value.clone();
         }
@@ -80,7 +81,12 @@ fn cases(model: &str) -> Vec<(&'static str, Vec<u8>, u16, Option<&'static str>)>
         ("huge", chat(json!({"max_tokens": 1e300})), 400, Some("max_tokens")),
         ("huge temperature", chat(json!({"temperature": 1e38})), 400, Some("temperature")),
         ("n of a million", chat(json!({"n": 1_000_000})), 400, Some("n")),
-        ("long prompt", chat(json!({"messages": [{"role": "user", "content": long}]})), 400, Some("messages")),
+        (
+            "long prompt",
+            chat(json!({"messages": [{"role": "user", "content": long}]})),
+            400,
+            Some("messages"),
+        ),
         ("long stop", chat(json!({"stop": stop})), 400, Some("stop")),
         ("unknown parameter", chat(json!({"temprature": 1})), 400, Some("temprature")),
         ("unsupported parameter", chat(json!({"tools": [{"type": "function"}]})), 400, Some("tools")),
@@ -177,7 +183,8 @@ fn many_clients(cluster: &Cluster, model: &str, clients: usize) {
         for i in 0..clients {
             let (url, statuses) = (&url, &statuses);
             scope.spawn(move || {
-                let body = json!({"model": model, "prompt": format!("Number {i} is"), "max_tokens": 4, "seed": i});
+                let body =
+                    json!({"model": model, "prompt": format!("Number {i} is"), "max_tokens": 4, "seed": i});
                 let answer = post(url, body.to_string().as_bytes());
                 statuses.lock().expect("no client failed").push(answer.map(|a| a.0).unwrap_or_else(|e| e.0));
             });

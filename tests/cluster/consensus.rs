@@ -55,7 +55,11 @@ fn two_go_on_one_refuses_and_the_restarted_catch_up() {
             _ => false,
         }
     });
-    assert_eq!(get(&format!("{door}/livez")).map_err(|e| e.0).err().unwrap_or(200), 200, "alive all the same");
+    assert_eq!(
+        get(&format!("{door}/livez")).map_err(|e| e.0).err().unwrap_or(200),
+        200,
+        "alive all the same"
+    );
 }
 
 fn cluster_leader(door: &str) -> Option<String> {

@@ -77,7 +77,9 @@ fn flipped_bits_never_panic() {
             }
         }
     }
-    eprintln!("files: 150 flipped bits: {refused} refused, {read} read (in a text or a number without a rule)");
+    eprintln!(
+        "files: 150 flipped bits: {refused} refused, {read} read (in a text or a number without a rule)"
+    );
     assert!(refused > 0);
 }
 
@@ -101,7 +103,8 @@ fn a_looping_template_is_stopped() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = with_looping_template(folder.path());
     let cluster = Cluster::start(Options::new(1, 1).model(&file));
-    let canary = Question { prompt: prose()[..30].to_vec(), max_tokens: 32, seed: 1, temperature: 0.0, top_p: 1.0 };
+    let canary =
+        Question { prompt: prose()[..30].to_vec(), max_tokens: 32, seed: 1, temperature: 0.0, top_p: 1.0 };
     let expected = ask(&cluster.http, &canary, |_| {}).expect("undisturbed").answer;
     let model = model(&cluster.http);
     std::thread::scope(|scope| {
