@@ -3,6 +3,8 @@
 //! Must never reach beyond loopback, nor end a process that it did not start.
 //! `CARAVAN_TEST_MODEL` names the model file (`scripts/test` sets it); `CARAVAN_FULL=1` runs the long forms.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "cluster/ask.rs"]
 mod ask;
 #[path = "cluster/bad_input.rs"]
