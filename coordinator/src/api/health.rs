@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use caravan_core::cluster::{ClusterState, WorkerState};
 use caravan_core::limits;
-use caravan_core::plan::Plan;
+use caravan_core::plan::{Pipeline, Plan};
 use caravan_proto::wire;
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ pub fn readiness(backend: &dyn Backend) -> Readiness {
         let detail = format!("no coordinator leads; more than half of {members} must reach each other");
         return Readiness::busy("no_leader", 0.0, detail);
     }
-    if let Some(pipeline) = state.plan.pipelines.iter().find(|pipeline| pipeline.ready) {
+    if let Some(pipeline) = state.plan.pipelines.iter().find(|pipeline| driven(backend, pipeline)) {
         let detail = format!("pipeline {} of {} stages answers", pipeline.id, pipeline.stages.len());
         return Readiness { ready: true, phase: "ready", progress: 1.0, detail };
     }
@@ -63,13 +63,33 @@ pub fn readiness(backend: &dyn Backend) -> Readiness {
     if state.plan.pipelines.is_empty() {
         let joining = state.workers.values().filter(|worker| worker.state == WorkerState::Joining).count();
         return match joining {
-            0 => Readiness::busy("planning", 0.0, format!("no plan fits the memory of {alive} workers yet")),
+            0 => Readiness::busy(
+                "planning",
+                0.0,
+                format!(
+                    "the plan for {alive} workers is being made, or no model fits their memory: see the leader's log"
+                ),
+            ),
             _ => {
                 Readiness::busy("measuring", 0.0, format!("{joining} of {alive} workers are being measured"))
             }
         };
     }
     starting(&state.plan, &backend.runtime())
+}
+
+/// Ready by the log, and its driver is there to prove it. The log remembers the plan of processes that
+/// have died since: until the next leader makes its own, a driver that is away, or that started
+/// again and has sent no token through yet, must not be taken for one that answers.
+fn driven(backend: &dyn Backend, pipeline: &Pipeline) -> bool {
+    if !pipeline.ready {
+        return false;
+    }
+    let status = backend.status().borrow().clone();
+    if pipeline.driver == status.me {
+        return backend.stats().iter().any(|(id, stats)| id == &pipeline.id && stats.serving);
+    }
+    status.members.get(&pipeline.driver).copied().unwrap_or(false)
 }
 
 /// How far the stages of the first pipeline are.

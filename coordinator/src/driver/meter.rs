@@ -61,6 +61,7 @@ impl Meter {
         let span_ms = self.busy_ms.min(limits::RATE_WINDOW_MS as f64);
         let tokens: u64 = self.window.iter().map(|(_, tokens)| tokens).sum();
         PipelineStats {
+            serving: false,
             running: self.load.running,
             waiting: self.load.waiting,
             free_pages: self.load.free_pages,

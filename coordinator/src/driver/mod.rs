@@ -47,6 +47,8 @@ pub struct DriverConfig {
 /// What a driver measured of late; for status, metrics and plan pages.
 #[derive(Clone, Debug, Default)]
 pub struct PipelineStats {
+    /// A token has gone through every stage in this life of this driver, and the edges still hold.
+    pub serving: bool,
     pub running: usize,
     pub waiting: usize,
     pub free_pages: u32,
@@ -172,12 +174,14 @@ impl Drivers {
 
     /// Stats of the pipelines driven here.
     pub fn stats(&self) -> Vec<(PipelineId, PipelineStats)> {
-        let here: Vec<PipelineId> = self.shared.roster.borrow().here.keys().cloned().collect();
+        let serving = |entry: &Entry| entry.serving.load(Ordering::Acquire);
+        let here: Vec<(PipelineId, bool)> =
+            self.shared.roster.borrow().here.iter().map(|(id, entry)| (id.clone(), serving(entry))).collect();
         let meters = lock(&self.shared.meters);
         here.into_iter()
-            .map(|id| {
+            .map(|(id, serving)| {
                 let stats = meters.get(&id).map(Meter::stats).unwrap_or_default();
-                (id, stats)
+                (id, PipelineStats { serving, ..stats })
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! A coordinator that answers as a test says, token by token.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -86,6 +86,8 @@ pub struct Fake {
     pub cancelled: Arc<AtomicUsize>,
     pub open: Arc<AtomicUsize>,
     pub leads: bool,
+    /// The driver here has had a token through its pipeline.
+    pub serving: AtomicBool,
     pub quorum: Mutex<Result<(), Refusal>>,
 }
 
@@ -128,6 +130,7 @@ impl Fake {
             records: Mutex::default(),
             cancelled: Arc::default(),
             open: Arc::default(),
+            serving: AtomicBool::new(true),
             leads: true,
             quorum: Mutex::new(Ok(())),
         }
@@ -317,7 +320,13 @@ impl Backend for Fake {
     }
 
     fn stats(&self) -> Vec<(PipelineId, PipelineStats)> {
-        let stats = PipelineStats { running: 2, pages: 12, tokens_per_s: 33.5, ..Default::default() };
+        let stats = PipelineStats {
+            serving: self.serving.load(Ordering::Relaxed),
+            running: 2,
+            pages: 12,
+            tokens_per_s: 33.5,
+            ..Default::default()
+        };
         vec![(PipelineId("tiny/0".into()), stats)]
     }
 

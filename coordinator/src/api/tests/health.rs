@@ -22,6 +22,22 @@ async fn ready_means_that_a_pipeline_answers() {
     );
 }
 
+/// Found with a data folder that was started a second time: the log remembered `ready`, and the
+/// cluster said so before any of the new processes could answer.
+#[tokio::test]
+async fn a_remembered_ready_is_not_believed() {
+    let fake = Arc::new(Fake::new(|record| speak(record, "ok")));
+    let router = fake.router();
+    assert_eq!(get(&router, "/readyz").await.status, 200);
+    fake.serving.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(get(&router, "/readyz").await.status, 503, "this driver started again");
+    // The same plan, driven by a coordinator that can't be reached.
+    fake.edit(|state| state.plan.pipelines[0].driver = caravan_core::ids::CoordinatorId(3));
+    assert_eq!(get(&router, "/readyz").await.status, 503, "that driver is away");
+    fake.edit(|state| state.plan.pipelines[0].driver = caravan_core::ids::CoordinatorId(2));
+    assert_eq!(get(&router, "/readyz").await.status, 200);
+}
+
 #[tokio::test]
 async fn every_phase_has_its_name() {
     type Edit = fn(&mut ClusterState);
