@@ -81,27 +81,50 @@ proptest! {
         latencies in proptest::collection::vec(prop_oneof![2 => 0.0..0.5f64, 1 => 0.5..40.0f64], 16),
         rates in proptest::collection::vec(prop_oneof![3 => Just(1e9), 1 => 1e5..1e7f64], 16),
     ) {
-        let mut state = cluster(layers, &workers, 0.0);
-        for (i, worker) in state.workers.values_mut().enumerate() {
-            for j in 0..4 {
-                let link = LinkTime { latency_ms: latencies[i * 4 + j], bytes_per_s: rates[i * 4 + j] };
-                worker.links.insert(name(j), link);
-            }
-        }
-        let policy = Policy { near_tie: 0.0, ..Policy::default() };
-        let least = least_by_size(&state, &policy);
-        let best = least.iter().copied().fold(f64::INFINITY, f64::min);
-        let decision = next_plan(&state, LEADER, &policy);
-        let Some(plan) = decision.plan else {
-            prop_assert!(best.is_infinite(), "a fit exists: {}", best);
-            prop_assert_eq!(decision.no_fit.len(), 1);
-            return Ok(());
-        };
-        check(&state, &plan, &policy);
-        let pipeline = &plan.pipelines[0];
-        let ours = 1e3 / pipeline.predicted_tokens_per_s;
-        prop_assert!((ours - best).abs() <= best * 1e-6, "{} instead of {}", ours, best);
-        let most = least.iter().rposition(|period| *period <= best * (1.0 + 1e-12)).unwrap();
-        prop_assert!(pipeline.stages.len() >= most, "{} stages instead of {}", pipeline.stages.len(), most);
+        against_brute_force(layers, &workers, &latencies, &rates)?;
     }
+
+    /// No worker has room for all layers and the ways are long: the latency binds.
+    #[test]
+    fn equal_to_brute_force_where_latency_binds(
+        layers in 4u32..8,
+        workers in proptest::collection::vec((0.2..9.0f64, 0.0..3.0f64, 50u64..90), 2..5),
+        latencies in proptest::collection::vec(1.0..80.0f64, 16),
+    ) {
+        let workers: Vec<Spec> = workers.into_iter()
+            .map(|(layer_ms, head_ms, weight_mib)| Spec { layer_ms, head_ms, weight_mib })
+            .collect();
+        against_brute_force(layers, &workers, &latencies, &[1e9; 16])?;
+    }
+}
+
+fn against_brute_force(
+    layers: u32,
+    workers: &[Spec],
+    latencies: &[f64],
+    rates: &[f64],
+) -> Result<(), TestCaseError> {
+    let mut state = cluster(layers, workers, 0.0);
+    for (i, worker) in state.workers.values_mut().enumerate() {
+        for j in 0..4 {
+            let link = LinkTime { latency_ms: latencies[i * 4 + j], bytes_per_s: rates[i * 4 + j] };
+            worker.links.insert(name(j), link);
+        }
+    }
+    let policy = Policy { near_tie: 0.0, ..Policy::default() };
+    let least = least_by_size(&state, &policy);
+    let best = least.iter().copied().fold(f64::INFINITY, f64::min);
+    let decision = next_plan(&state, LEADER, &policy);
+    let Some(plan) = decision.plan else {
+        prop_assert!(best.is_infinite(), "a fit exists: {}", best);
+        prop_assert_eq!(decision.no_fit.len(), 1);
+        return Ok(());
+    };
+    check(&state, &plan, &policy);
+    let pipeline = &plan.pipelines[0];
+    let ours = 1e3 / pipeline.predicted_tokens_per_s;
+    prop_assert!((ours - best).abs() <= best * 1e-6, "{} instead of {}", ours, best);
+    let most = least.iter().rposition(|period| *period <= best * (1.0 + 1e-12)).unwrap();
+    prop_assert!(pipeline.stages.len() >= most, "{} stages instead of {}", pipeline.stages.len(), most);
+    Ok(())
 }

@@ -83,6 +83,24 @@ fn a_restarted_worker_forces_a_plan_and_a_new_one_is_taken_in() {
 }
 
 #[test]
+fn what_is_held_stays_where_it_is_if_that_is_about_as_good() {
+    let head = Spec { head_ms: 1.6, ..PLAIN };
+    let mut state = cluster(30, &[head; 3], 0.1);
+    settle(&mut state);
+    let before = only(&state).stages.clone();
+    // Freshly placed, these would be cut elsewhere.
+    let slower = &before[0].worker;
+    state.workers.get_mut(slower).unwrap().layer_times.get_mut("m").unwrap().decode_ms = 1.05;
+    let fresh = Policy { move_slack: 0.0, ..Policy::default() };
+    state.workers.get_mut(&before[1].worker).unwrap().incarnation = 2;
+    let moved = next_plan(&state, LEADER, &fresh).plan.unwrap();
+    let slices = |stages: &[crate::plan::Stage]| stages.iter().map(|stage| stage.slice).collect::<Vec<_>>();
+    assert_ne!(slices(&moved.pipelines[0].stages), slices(&before));
+    settle(&mut state);
+    assert_eq!(slices(&only(&state).stages), slices(&before));
+}
+
+#[test]
 fn a_new_leader_drives_the_same_stages() {
     let mut state = cluster(30, &[PLAIN; 3], 0.1);
     settle(&mut state);
