@@ -31,6 +31,19 @@ fn received(cluster: &Cluster) -> BTreeMap<String, u64> {
         .collect()
 }
 
+/// The same when no heartbeat says anything new any more: they come five times a second.
+fn settled(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let mut before = received(cluster);
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = received(cluster);
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
 /// Resident bytes of a process.
 fn resident(pid: u64) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
@@ -47,7 +60,7 @@ fn each_worker_gets_its_own_tensors_once_and_is_ready_in_time() {
     let mut epochs = 0;
     {
         let cluster = Cluster::start(options());
-        let got = received(&cluster);
+        let got = settled(&cluster);
         for stage in stages(&cluster) {
             let id = stage["worker"].as_str().expect("a worker");
             let own = stage["tensor_bytes"].as_u64().expect("the plan says how many bytes");
@@ -64,7 +77,7 @@ fn each_worker_gets_its_own_tensors_once_and_is_ready_in_time() {
     }
     assert_eq!(epochs, 3, "three stages");
     let cluster = Cluster::start(options());
-    let moved: u64 = received(&cluster).values().sum();
+    let moved: u64 = settled(&cluster).values().sum();
     let total: u64 = stages(&cluster).iter().filter_map(|stage| stage["tensor_bytes"].as_u64()).sum();
     eprintln!("share: second start received {moved} of {total} bytes, ready after {:?}", cluster.ready_after);
     // The measured speeds differ a little from start to start, and with them the borders of the slices.

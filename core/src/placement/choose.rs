@@ -34,9 +34,11 @@ pub(super) struct Slack {
 ///    which a busy stage weighs more, so that work is spread evenly and near workers are neighbours.
 pub(super) fn choose(problem: &Problem, orders: &[Vec<usize>], slack: Slack) -> Option<Choice> {
     let mut least = vec![f64::INFINITY; problem.nodes.len() + 1];
+    let mut quickest: Vec<Option<&Vec<usize>>> = vec![None; least.len()];
     for order in orders {
         if let Some(period) = problem.least_period(order, least[order.len()]) {
             least[order.len()] = period;
+            quickest[order.len()] = Some(order);
         }
     }
     let best = least.iter().copied().fold(f64::INFINITY, f64::min);
@@ -44,10 +46,12 @@ pub(super) fn choose(problem: &Problem, orders: &[Vec<usize>], slack: Slack) -> 
         return None;
     }
     let stages = least.iter().rposition(|period| *period <= best * (1.0 + SAME))?;
-    let least = least[stages];
+    let (least, quickest) = (least[stages], quickest[stages]);
     let limit = (least * (1.0 + slack.share)).min(slack.cap_ms).max(least * (1.0 + SAME));
-    finalists(problem, orders, stages, limit)
+    // Where latency binds, none of the other finalists may keep the limit; the quickest order does.
+    quickest
         .into_iter()
+        .chain(finalists(problem, orders, stages, limit))
         .filter_map(|order| rate(problem, order, (least, limit)))
         .reduce(|best, next| if less(&next, &best) { next } else { best })
         .map(|(choice, ..)| choice)

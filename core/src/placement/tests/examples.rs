@@ -203,3 +203,22 @@ fn a_repeated_plan_is_the_next_epoch() {
         whole.layers()
     );
 }
+
+/// Found by `another_worker_never_lowers_the_throughput`: with six workers and slow links more orders
+/// could keep the limit of a stage than are worked out, and none of the first ones kept the latency.
+#[test]
+fn slow_links_between_many_workers_do_not_hide_the_best_order() {
+    let spec = |layer_ms, head_ms, weight_mib| Spec { layer_ms, head_ms, weight_mib };
+    let workers = [
+        spec(0.6646520679080714, 0.0, 143),
+        spec(2.79539531650706, 0.0, 4000),
+        spec(0.1, 0.0, 20),
+        spec(0.37603698365016824, 0.0, 26),
+        spec(1.870911408083943, 0.9107052490412069, 4000),
+        spec(1.754368577846827, 0.5799776872263072, 4000),
+    ];
+    let state = cluster(24, &workers, 17.886487084624807);
+    let exact = Policy { near_tie: 0.0, ..Policy::default() };
+    let decision = next_plan(&state, LEADER, &exact);
+    assert!(decision.plan.is_some_and(|plan| plan.pipelines[0].predicted_tokens_per_s > 89.0));
+}
