@@ -35,8 +35,8 @@ fn all(count: usize, longest: usize) -> Vec<Vec<usize>> {
     orders
 }
 
-/// From a few sensible orders of all workers: leave out the slowest, one number after another, and try
-/// the workers with the quickest heads at the end.
+/// From a few sensible orders of all workers: leave out the slowest, or those with the least room, one
+/// number after another, and try the workers with the quickest heads at the end.
 fn some(problem: &Problem) -> Vec<Vec<usize>> {
     let nodes = &problem.nodes;
     let mut by_speed: Vec<usize> = (0..nodes.len()).collect();
@@ -45,11 +45,15 @@ fn some(problem: &Problem) -> Vec<Vec<usize>> {
     by_head.sort_by(|&a, &b| nodes[a].head_ms.total_cmp(&nodes[b].head_ms).then(a.cmp(&b)));
     let mut as_held = by_speed.clone();
     as_held.sort_by_key(|&node| nodes[node].held.map_or(u32::MAX, |held| held.first));
-    let bases = [as_held, nearest_next(problem), by_speed.clone()];
+    // A worker that is quick and small can be neither first nor last, where the embedding lies.
+    let mut by_room = by_speed.clone();
+    by_room.sort_by_key(|&node| std::cmp::Reverse(nodes[node].weight_bytes));
+    let bases = [as_held, nearest_next(problem), by_speed.clone(), by_room.clone()];
 
     let mut orders = Vec::new();
-    for size in sizes(nodes.len().min(problem.layers as usize)) {
-        let kept = &by_speed[..size];
+    let sizes = sizes(nodes.len().min(problem.layers as usize));
+    let chosen = sizes.iter().flat_map(|&size| [&by_speed[..size], &by_room[..size]]);
+    for kept in chosen {
         let lasts: Vec<usize> =
             by_head.iter().copied().filter(|node| kept.contains(node)).take(LASTS).collect();
         for base in &bases {

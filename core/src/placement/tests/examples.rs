@@ -222,3 +222,15 @@ fn slow_links_between_many_workers_do_not_hide_the_best_order() {
     let decision = next_plan(&state, LEADER, &exact);
     assert!(decision.plan.is_some_and(|plan| plan.pipelines[0].predicted_tokens_per_s > 89.0));
 }
+
+/// Found by `all_layers_once_and_memory_kept_or_numbers_why_not`: of more workers than all orders are
+/// looked at for, the quickest was too small for either end, and stood at one of them in every order.
+#[test]
+fn a_quick_and_small_worker_does_not_shut_out_the_others() {
+    let small = Spec { layer_ms: 0.1, weight_mib: 20, ..PLAIN };
+    let mut workers = [PLAIN; 7];
+    workers[0] = small;
+    let mut state = cluster(2, &workers, 0.1);
+    settle(&mut state);
+    assert!(!only(&state).stages.is_empty());
+}
