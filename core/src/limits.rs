@@ -231,6 +231,8 @@ pub const GGUF_ALIGNMENT: u64 = 1 << 16;
 pub const HASH_THREADS: usize = 2;
 pub const CONTEXT_TOKENS: u32 = 1 << 20;
 pub const LAYERS: u32 = 1_024;
+/// Experts of one layer.
+pub const EXPERTS: u32 = 1_024;
 
 // Cluster
 pub const WORKERS: usize = 256;

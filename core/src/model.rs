@@ -2,10 +2,14 @@
 //!
 //! Must never read a file; `gguf` makes these values from bytes that an edge has read.
 
+mod layer;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Digest;
 use crate::plan::Slice;
+
+pub use layer::LayerTensor;
 
 /// Element types of tensors, with the numbers of the GGUF format.
 /// Source: the GGUF specification (ggml/docs/gguf.md), `ggml_type`.
@@ -76,13 +80,20 @@ impl TensorType {
     }
 }
 
-/// Model families with a file under `worker/models/`.
+/// Model families with a file under `worker/models/`. Mistral's models are `Llama`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     Llama,
+    Qwen2,
+    Qwen3,
+    Qwen3Moe,
+    Gemma3,
+    Phi3,
 }
 
 /// Dimensions and constants of a transformer, checked.
+///
+/// `Default` is the plainest Llama; whoever reads a file starts from it and sets what the file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     pub family: Family,
@@ -95,18 +106,115 @@ pub struct ModelConfig {
     pub rope_dim: u32,
     pub rope_base: f32,
     pub norm_eps: f32,
+    /// Width of the feed-forward part; with `experts`, of each of them.
     pub ffn: u32,
     pub vocab: u32,
     /// Tokens of context at most.
     pub context: u32,
     /// Output head is the embedding matrix.
     pub tied: bool,
+    pub rope_pairing: RopePairing,
+    pub rope_scaling: RopeScaling,
+    pub window: Option<Window>,
+    /// Scores of attention are multiplied by this; `None`: 1 / sqrt(head_dim).
+    pub attention_scale: Option<f32>,
+    /// Scores x of attention become cap * tanh(x / cap).
+    pub attention_cap: Option<f32>,
+    /// Logits likewise.
+    pub logit_cap: Option<f32>,
+    pub experts: Option<Experts>,
+}
+
+/// Which dimensions of a head are turned together. It follows from how the file orders the rows of
+/// query and key, not from the family alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RopePairing {
+    /// 2i and 2i + 1 (Llama in GGUF files, whose rows are reordered for it).
+    Neighbours,
+    /// i and i + rope_dim / 2 (all others, and every safetensors file).
+    Halves,
+}
+
+/// How the steps of the rotation differ from base^(-2i / rope_dim).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RopeScaling {
+    None,
+    /// Every step is divided by `factor`.
+    Linear {
+        factor: f32,
+    },
+    /// Step i is divided by factor i. Cosine and sine are multiplied by `magnitude`.
+    Factors {
+        factors: RopeFactors,
+        magnitude: f32,
+    },
+}
+
+/// Where the rope_dim / 2 factors are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RopeFactors {
+    /// In the tensor of this name, which every stage holds (`Place::Shared`).
+    Tensor(String),
+    Given(Vec<f32>),
+}
+
+/// Sliding window of local layers: a token sees the last `tokens` positions, its own among them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    pub tokens: u32,
+    /// Each n-th layer is global: it sees everything. 0: every layer is local.
+    pub global_every: u32,
+    /// Base of the rotation in local layers, which is then not scaled. `None`: as in global ones.
+    pub rope_base: Option<f32>,
+}
+
+/// A feed-forward part of many experts, of which a router chooses some for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Experts {
+    pub count: u32,
+    /// Chosen for each token.
+    pub used: u32,
+    /// The weights of the chosen ones are divided by their sum.
+    pub normalised: bool,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            family: Family::Llama,
+            layers: 1,
+            hidden: 64,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            rope_dim: 64,
+            rope_base: 10_000.0,
+            norm_eps: 1e-5,
+            ffn: 64,
+            vocab: 1,
+            context: 1,
+            tied: true,
+            rope_pairing: RopePairing::Neighbours,
+            rope_scaling: RopeScaling::None,
+            window: None,
+            attention_scale: None,
+            attention_cap: None,
+            logit_cap: None,
+            experts: None,
+        }
+    }
 }
 
 impl ModelConfig {
     /// Bytes of KV cache (f32) that one token takes in one layer.
     pub fn kv_bytes_per_token_layer(&self) -> u64 {
         2 * 4 * u64::from(self.kv_heads) * u64::from(self.head_dim)
+    }
+
+    /// The window of `layer`; `None` if it sees everything.
+    pub fn window_of(&self, layer: u32) -> Option<Window> {
+        self.window
+            .filter(|window| window.global_every == 0 || !(layer + 1).is_multiple_of(window.global_every))
     }
 }
 

@@ -80,6 +80,7 @@ pub fn large(number: u64, bytes: usize) -> Command {
         vocab: 1,
         context: 1,
         tied: true,
+        ..ModelConfig::default()
     };
     let spec = ModelSpec {
         name: format!("model-{number}"),

@@ -154,6 +154,7 @@ pub(crate) fn spec() -> ModelSpec {
         vocab: VOCAB,
         context: CONTEXT,
         tied: true,
+        ..ModelConfig::default()
     };
     let digest = Digest([0; 32]);
     ModelSpec { name: MODEL.into(), digest, header: digest, header_bytes: 0, config, tensors: Vec::new() }

@@ -55,6 +55,7 @@ fn spec(digest: u8) -> ModelSpec {
         vocab: 8,
         context: 64,
         tied: true,
+        ..ModelConfig::default()
     };
     ModelSpec {
         name: "m".to_owned(),

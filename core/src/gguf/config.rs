@@ -4,40 +4,27 @@
 
 use std::collections::BTreeMap;
 
-use super::value::Value;
-use super::{Gguf, GgufError, TensorInfo, bad, shown};
+use super::keys::Keys;
+use super::{Gguf, GgufError, TensorInfo, bad, rope};
 use crate::ids::Digest;
 use crate::limits;
-use crate::model::{Family, ModelConfig, ModelSpec, Place, TensorSpec};
+use crate::model::{
+    Experts, Family, ModelConfig, ModelSpec, Place, RopeFactors, RopePairing, RopeScaling, TensorSpec,
+};
 
-/// Keys of the Llama family whose meaning is built in, or that say nothing about the arithmetic.
-const LLAMA_KEYS: [&str; 15] = [
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "vocab_size",
-    "tensor_data_layout",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-];
+/// Dimensions that no file may exceed, so that products stay far from overflow.
+const DIMENSION: u32 = 1 << 20;
+/// Layers of the one Gemma 3 (27B) that scales its scores by the hidden size per head.
+const GEMMA_27B_LAYERS: u32 = 62;
 
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, GgufError> {
-    let keys = Keys { metadata: &gguf.metadata };
-    match keys.text("general.architecture")? {
-        "llama" => llama(gguf, &keys),
-        other => bad(format!(
-            "models of architecture {} are not supported by this build (`llama` is)",
-            shown(other)
-        )),
-    }
+    let keys = Keys::new(gguf)?;
+    keys.refuse_unknown()?;
+    let tensors: BTreeMap<&str, &TensorInfo> =
+        gguf.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let config = read(&keys, &tensors)?;
+    check_shapes(&config, tensors)?;
+    Ok(config)
 }
 
 pub(super) fn spec(
@@ -56,6 +43,10 @@ pub(super) fn spec(
         let Some(place) = place(&info.name) else {
             return Err(unknown_tensor(&info.name));
         };
+        // Of short and long factors only one set is computed with.
+        if place == Place::Shared && !is_used(&config, &info.name) {
+            continue;
+        }
         tensors.push(TensorSpec {
             name: info.name.clone(),
             dims: info.dims.clone(),
@@ -75,6 +66,7 @@ fn place(name: &str) -> Option<Place> {
     match name {
         "token_embd.weight" => Some(Place::Embed),
         "output_norm.weight" | "output.weight" => Some(Place::Head),
+        rope::FACTORS | rope::SHORT | rope::LONG => Some(Place::Shared),
         _ => {
             let (layer, _) = name.strip_prefix("blk.")?.split_once('.')?;
             Some(Place::Layer(layer.parse().ok()?))
@@ -88,122 +80,77 @@ fn unknown_tensor(name: &str) -> GgufError {
     ))
 }
 
-/// Metadata with errors that name the key.
-struct Keys<'a> {
-    metadata: &'a BTreeMap<String, Value>,
+/// Whether `name` is the tensor of factors that the rotation takes.
+fn is_used(config: &ModelConfig, name: &str) -> bool {
+    matches!(&config.rope_scaling,
+        RopeScaling::Factors { factors: RopeFactors::Tensor(used), .. } if used == name)
 }
 
-impl<'a> Keys<'a> {
-    fn required(&self, key: &str) -> Result<&'a Value, GgufError> {
-        match self.metadata.get(key) {
-            Some(value) => Ok(value),
-            None => bad(format!("the file lacks the key {key:?}")),
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<&'a str, GgufError> {
-        match self.required(key)?.as_text() {
-            Some(text) => Ok(text),
-            None => bad(format!("the key {key:?} must be a string")),
-        }
-    }
-
-    /// An integer from 1 to `most`; `None` if the key is not there.
-    fn count(&self, key: &str, most: u32) -> Result<Option<u32>, GgufError> {
-        let Some(value) = self.metadata.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
-            Some(number) if (1..=most).contains(&number) => Ok(Some(number)),
-            _ => bad(format!("the key {key:?} must be one number from 1 to {most}")),
-        }
-    }
-
-    fn required_count(&self, key: &str, most: u32) -> Result<u32, GgufError> {
-        self.required(key)?;
-        Ok(self.count(key, most)?.unwrap_or(1))
-    }
-
-    /// A finite number above 0, as f32.
-    fn positive(&self, key: &str) -> Result<Option<f32>, GgufError> {
-        let Some(value) = self.metadata.get(key) else {
-            return Ok(None);
-        };
-        match value.as_f64().map(|number| number as f32) {
-            Some(number) if number.is_finite() && number > 0.0 => Ok(Some(number)),
-            _ => bad(format!("the key {key:?} must be a finite number above 0")),
-        }
-    }
-}
-
-/// Dimensions that no file may exceed, so that products stay far from overflow.
-const DIMENSION: u32 = 1 << 20;
-
-fn llama(gguf: &Gguf, keys: &Keys) -> Result<ModelConfig, GgufError> {
-    refuse_unknown_keys(gguf)?;
-    let count = |key: &str, most| keys.required_count(&format!("llama.{key}"), most);
-    let hidden = count("embedding_length", DIMENSION)?;
-    let heads = count("attention.head_count", 1 << 16)?;
-    let kv_heads = keys.count("llama.attention.head_count_kv", heads)?.unwrap_or(heads);
+fn read(keys: &Keys, tensors: &BTreeMap<&str, &TensorInfo>) -> Result<ModelConfig, GgufError> {
+    let family = keys.family;
+    let hidden = keys.required_count("embedding_length", DIMENSION)?;
+    let heads = keys.required_count("attention.head_count", 1 << 16)?;
+    let kv_heads = keys.count("attention.head_count_kv", heads)?.unwrap_or(heads);
     if heads % kv_heads != 0 {
         return bad(format!("{kv_heads} key heads don't divide {heads} heads"));
     }
     let head_dim = head_dim(keys, hidden, heads)?;
-    let rope_dim = keys.count("llama.rope.dimension_count", head_dim)?.unwrap_or(head_dim);
+    let rope_dim = keys.count("rope.dimension_count", head_dim)?.unwrap_or(head_dim);
     if rope_dim % 2 != 0 {
-        return bad(format!("`llama.rope.dimension_count` {rope_dim} is odd"));
+        return bad(format!("`{}` {rope_dim} is odd", keys.name("rope.dimension_count")));
     }
-    let Some(norm_eps) = keys.positive("llama.attention.layer_norm_rms_epsilon")? else {
-        return bad("the file lacks the key \"llama.attention.layer_norm_rms_epsilon\"");
+    let norm_eps = keys.required_positive("attention.layer_norm_rms_epsilon")?;
+    let layers = keys.required_count("block_count", limits::LAYERS)?;
+    let context = keys.required_count("context_length", limits::CONTEXT_TOKENS)?;
+    let ffn = match family {
+        Family::Qwen3Moe => keys.required_count("expert_feed_forward_length", DIMENSION)?,
+        _ => keys.required_count("feed_forward_length", DIMENSION)?,
     };
-    let tensors: BTreeMap<&str, &TensorInfo> =
-        gguf.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let config = ModelConfig {
-        family: Family::Llama,
-        layers: count("block_count", limits::LAYERS)?,
+    let window = match family {
+        Family::Gemma3 => rope::gemma_window(keys, layers)?,
+        _ => rope::plain_window(keys, context)?,
+    };
+    let attention_scale = match keys.positive_or_off("attention.scale")? {
+        None if family == Family::Gemma3 && layers == GEMMA_27B_LAYERS => {
+            Some(1.0 / ((hidden / heads) as f32).sqrt())
+        }
+        given => given,
+    };
+    Ok(ModelConfig {
+        family,
+        layers,
         hidden,
         heads,
         kv_heads,
         head_dim,
         rope_dim,
-        rope_base: keys.positive("llama.rope.freq_base")?.unwrap_or(10_000.0),
+        rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
         norm_eps,
-        ffn: count("feed_forward_length", DIMENSION)?,
-        vocab: vocab(keys, &tensors)?,
-        context: count("context_length", limits::CONTEXT_TOKENS)?,
+        ffn,
+        vocab: vocab(keys, tensors)?,
+        context,
         tied: !tensors.contains_key("output.weight"),
-    };
-    check_shapes(&config, tensors)?;
-    Ok(config)
+        rope_pairing: match family {
+            Family::Llama => RopePairing::Neighbours,
+            _ => RopePairing::Halves,
+        },
+        rope_scaling: rope::scaling(keys, tensors, context)?,
+        window,
+        attention_scale,
+        attention_cap: keys.positive_or_off("attn_logit_softcapping")?,
+        logit_cap: keys.positive_or_off("final_logit_softcapping")?,
+        experts: if family == Family::Qwen3Moe { Some(experts(keys)?) } else { None },
+    })
 }
 
-/// Keys of the family that are neither known nor at the value that means "off".
-fn refuse_unknown_keys(gguf: &Gguf) -> Result<(), GgufError> {
-    for (key, value) in &gguf.metadata {
-        let Some(name) = key.strip_prefix("llama.") else {
-            continue;
-        };
-        let off = match name {
-            "rope.scaling.type" => value.as_text() == Some("none"),
-            "rope.scaling.factor" | "rope.scale_linear" => matches!(value.as_f64(), Some(0.0 | 1.0)),
-            "expert_count" | "expert_used_count" | "attention.sliding_window" => value.as_u64() == Some(0),
-            "attention.causal" | "use_parallel_residual" => {
-                value.as_bool() == Some(name == "attention.causal")
-            }
-            _ => LLAMA_KEYS.contains(&name),
-        };
-        if !off {
-            return bad(format!(
-                "the key {} = {value} asks for something that this build does not support",
-                shown(key)
-            ));
-        }
-    }
-    Ok(())
+fn experts(keys: &Keys) -> Result<Experts, GgufError> {
+    let count = keys.required_count("expert_count", limits::EXPERTS)?;
+    let used = keys.required_count("expert_used_count", count)?;
+    Ok(Experts { count, used, normalised: true })
 }
 
 fn head_dim(keys: &Keys, hidden: u32, heads: u32) -> Result<u32, GgufError> {
-    let given = keys.count("llama.attention.key_length", DIMENSION)?;
+    let given = keys.count("attention.key_length", DIMENSION)?;
     let head_dim = match given {
         Some(length) => length,
         None if hidden.is_multiple_of(heads) => hidden / heads,
@@ -212,9 +159,13 @@ fn head_dim(keys: &Keys, hidden: u32, heads: u32) -> Result<u32, GgufError> {
     if head_dim % 2 != 0 {
         return bad(format!("heads of {head_dim} dimensions can't be rotated: it must be even"));
     }
-    let value_length = keys.count("llama.attention.value_length", DIMENSION)?;
+    if heads.checked_mul(head_dim).is_none_or(|width| width > DIMENSION) {
+        return bad(format!("{heads} heads of {head_dim} dimensions are more than any model has"));
+    }
+    let value_length = keys.count("attention.value_length", DIMENSION)?;
     if value_length.is_some_and(|length| length != head_dim) {
-        return bad("`llama.attention.value_length` differs from the key length, which is not supported");
+        let name = keys.name("attention.value_length");
+        return bad(format!("`{name}` differs from the key length, which is not supported"));
     }
     Ok(head_dim)
 }
@@ -228,16 +179,14 @@ fn vocab(keys: &Keys, tensors: &BTreeMap<&str, &TensorInfo>) -> Result<u32, Gguf
         [_, rows] => rows,
         _ => return bad("the tensor \"token_embd.weight\" must have two dimensions"),
     };
-    let Some(tokens) = keys.required("tokenizer.ggml.tokens")?.as_texts() else {
-        return bad("the key \"tokenizer.ggml.tokens\" must be an array of strings");
-    };
-    let stated = keys.count("llama.vocab_size", u32::MAX)?.map_or(rows, u64::from);
+    let tokens = keys.tokens()?;
+    let stated = keys.count("vocab_size", u32::MAX)?.map_or(rows, u64::from);
     match u32::try_from(rows) {
-        Ok(vocab) if rows == tokens.len() as u64 && rows == stated => Ok(vocab),
+        Ok(vocab) if rows == tokens && rows == stated => Ok(vocab),
         _ => bad(format!(
-            "the embedding has {rows} rows, the tokenizer {} tokens and `llama.vocab_size` says {stated}: \
+            "the embedding has {rows} rows, the tokenizer {tokens} tokens and `{}` says {stated}: \
              they must agree",
-            tokens.len()
+            keys.name("vocab_size")
         )),
     }
 }
@@ -251,25 +200,20 @@ fn check_shapes(config: &ModelConfig, mut tensors: BTreeMap<&str, &TensorInfo>) 
         }
         Some(_) => Ok(()),
     };
-    let (hidden, ffn, vocab) = (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.vocab));
-    let queries = u64::from(config.heads) * u64::from(config.head_dim);
-    let keys = u64::from(config.kv_heads) * u64::from(config.head_dim);
+    let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
     expect("token_embd.weight", &[hidden, vocab])?;
     expect("output_norm.weight", &[hidden])?;
     if !config.tied {
         expect("output.weight", &[hidden, vocab])?;
     }
+    if let RopeScaling::Factors { factors: RopeFactors::Tensor(name), .. } = &config.rope_scaling {
+        let pairs = u64::from(config.rope_dim / 2);
+        let names = if name == rope::FACTORS { vec![rope::FACTORS] } else { vec![rope::SHORT, rope::LONG] };
+        names.into_iter().try_for_each(|name| expect(name, &[pairs]))?;
+    }
+    let parts = config.layer_tensors();
     for layer in 0..config.layers {
-        let mut expect = |name: &str, dims: &[u64]| expect(&format!("blk.{layer}.{name}.weight"), dims);
-        expect("attn_norm", &[hidden])?;
-        expect("attn_q", &[hidden, queries])?;
-        expect("attn_k", &[hidden, keys])?;
-        expect("attn_v", &[hidden, keys])?;
-        expect("attn_output", &[queries, hidden])?;
-        expect("ffn_norm", &[hidden])?;
-        expect("ffn_gate", &[hidden, ffn])?;
-        expect("ffn_up", &[hidden, ffn])?;
-        expect("ffn_down", &[ffn, hidden])?;
+        parts.iter().try_for_each(|part| expect(&part.name(layer), &part.dims))?;
     }
     match tensors.keys().next() {
         None => Ok(()),

@@ -42,6 +42,7 @@ fn a_tiny_model_is_understood() {
             vocab: 267,
             context: 512,
             tied: true,
+            ..ModelConfig::default()
         }
     );
 }

@@ -4,7 +4,9 @@
 //! nothing is allocated that the bytes at hand do not pay for.
 
 mod config;
+mod keys;
 mod reader;
+mod rope;
 pub mod synthetic;
 mod tensors;
 mod value;

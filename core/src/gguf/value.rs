@@ -51,6 +51,14 @@ impl Value {
         }
     }
 
+    /// An array of truth values.
+    pub fn as_bools(&self) -> Option<&[bool]> {
+        match self {
+            Value::Bools(values) => Some(values),
+            _ => None,
+        }
+    }
+
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Value::Text(text) => Some(text),

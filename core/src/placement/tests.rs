@@ -46,6 +46,7 @@ pub(super) fn model(name: &str, layers: u32) -> ModelSpec {
         vocab: 49152,
         context: 2048,
         tied: true,
+        ..ModelConfig::default()
     };
     let tensor = |place| TensorSpec {
         name: format!("{place:?}"),

@@ -81,6 +81,7 @@ impl TestModel {
             vocab: content.tensor_infos["token_embd.weight"].shape.dims()[0] as u32,
             context: number("context_length"),
             tied: !content.tensor_infos.contains_key("output.weight"),
+            ..ModelConfig::default()
         };
         let infos = content.tensor_infos.iter();
         let tensors = infos.map(|(name, info)| spec(name, info, content.tensor_data_offset)).collect();
@@ -103,6 +104,7 @@ impl TestModel {
             vocab: 211,
             context: 400,
             tied,
+            ..ModelConfig::default()
         };
         let mut model = TestModel { config, tensors: Vec::new(), source: Source::Bytes(BTreeMap::new()) };
         let kinds = [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_0, TensorType::Q5_1, TensorType::F16];

@@ -146,6 +146,7 @@ pub fn config(layers: u32) -> ModelConfig {
         vocab: VOCAB as u32,
         context: 1024,
         tied: true,
+        ..ModelConfig::default()
     }
 }
 

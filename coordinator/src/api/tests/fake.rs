@@ -226,6 +226,7 @@ pub fn model(name: &str) -> ModelSpec {
             vocab: VOCAB,
             context: CONTEXT,
             tied: true,
+            ..ModelConfig::default()
         },
         tensors: Vec::new(),
     }

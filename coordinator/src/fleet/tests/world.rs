@@ -295,6 +295,7 @@ fn model() -> ModelSpec {
         vocab: 49152,
         context: 2048,
         tied: true,
+        ..ModelConfig::default()
     };
     let tensor = |place| TensorSpec {
         name: format!("{place:?}"),
