@@ -277,5 +277,7 @@ pub const REOPEN_FORGET_MS: u64 = 10_000;
 pub const PROPOSE_AGAIN_MS: u64 = 200;
 /// Addresses that an assignment names as sources of tensors.
 pub const SOURCES: usize = 16;
+/// Of the reason why no token could be sampled for a sequence.
+pub const SAMPLE_ERROR_BYTES: usize = 512;
 /// Of the error that a worker's heartbeat carries.
 pub const STAGE_ERROR_BYTES: usize = 1_024;

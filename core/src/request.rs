@@ -85,6 +85,10 @@ pub struct Sampled {
     pub top: Vec<TokenLogprob>,
 }
 
+/// What the last stage has for a sequence it was asked to sample from: a token, or why there is
+/// none. The latter ends this sequence and no other.
+pub type SampleOutcome = Result<Sampled, String>;
+
 /// Why a sequence ended at the driver. (Stop strings are the gateway's, which has the text.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {

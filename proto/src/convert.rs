@@ -4,7 +4,8 @@
 
 use bytes::Bytes;
 use caravan_core::ids::Digest;
-use caravan_core::request::{Sampled, TokenLogprob};
+use caravan_core::limits;
+use caravan_core::request::{SampleOutcome, Sampled, TokenLogprob};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -52,20 +53,26 @@ impl From<Sampled> for wire::SampledToken {
                 .into_iter()
                 .map(|top| wire::TopLogprob { token: top.token, logprob: top.logprob })
                 .collect(),
+            failed: String::new(),
         }
     }
 }
 
-impl From<wire::SampledToken> for Sampled {
-    fn from(token: wire::SampledToken) -> Self {
-        Sampled {
-            token: token.token,
-            logprob: token.logprob,
-            top: token
-                .top
-                .into_iter()
-                .map(|top| TokenLogprob { token: top.token, logprob: top.logprob })
-                .collect(),
-        }
+/// A sequence from which no token could be sampled, for the reason given. The caller sets `sequence`.
+pub fn sample_failed(mut why: String) -> wire::SampledToken {
+    why.truncate(why.floor_char_boundary(limits::SAMPLE_ERROR_BYTES));
+    wire::SampledToken { failed: why, ..wire::SampledToken::default() }
+}
+
+/// What the last stage says of one sequence.
+pub fn sample_outcome(token: wire::SampledToken) -> SampleOutcome {
+    if !token.failed.is_empty() {
+        return Err(sample_failed(token.failed).failed);
     }
+    let top = token.top.into_iter();
+    Ok(Sampled {
+        token: token.token,
+        logprob: token.logprob,
+        top: top.map(|top| TokenLogprob { token: top.token, logprob: top.logprob }).collect(),
+    })
 }

@@ -8,7 +8,7 @@ use caravan_core::request::{Sampled, Sampling};
 use caravan_kernels::Team;
 
 use crate::measure::measure_layers;
-use crate::sampler::SequenceSampler;
+use crate::sampler::{SampleError, SequenceSampler};
 use crate::slice::{Chunk, LoadedSlice, SliceSpec, StageInput, StageOutput, TensorSource};
 
 /// Chooses the tokens of one sequence.
@@ -17,7 +17,7 @@ pub trait Sampler {
     fn see(&mut self, position: u32, token: u32);
 
     /// The token that comes at `position`. `logits`: one for each token of the vocabulary.
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> anyhow::Result<Sampled>;
+    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError>;
 }
 
 /// Loads slices and runs them. Lives on the engine's thread; only `load` runs elsewhere.
@@ -113,7 +113,7 @@ impl Sampler for SequenceSampler {
         SequenceSampler::see(self, position, token);
     }
 
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> anyhow::Result<Sampled> {
+    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
         SequenceSampler::sample(self, position, logits)
     }
 }

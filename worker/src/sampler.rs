@@ -19,9 +19,22 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, bail, ensure};
 use caravan_core::request::{Sampled, Sampling, TokenLogprob};
 use caravan_kernels::math::{exp_f64, ln_f64};
+
+/// Why there is no token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// This sequence's own fault, or the weights': it ends, others go on.
+    #[error(
+        "the logit of token {token} at position {position} is not a finite number: the weights or the \
+         request's penalties are out of range; the same request will fail again"
+    )]
+    NotFinite { token: usize, position: u32 },
+    /// The driver did not keep to the contract: its pipeline must end.
+    #[error("{0}: a fault of the driver; submitting the request again is safe")]
+    Driver(String),
+}
 
 /// The sampler of one sequence.
 ///
@@ -66,21 +79,20 @@ impl SequenceSampler {
     /// Chooses the token at `position`, which must be the next one, and sees it. `logits` are
     /// changed in place by bias and penalties. Fails if a logit is not a finite number or if
     /// positions were left out; the sampler is then as it was.
-    pub fn sample(&mut self, position: u32, logits: &mut [f32]) -> anyhow::Result<Sampled> {
-        ensure!(
-            position == self.next && !self.gap,
-            "the sampler was not told every token before position {position} (next is {}): a fault of the driver; \
-             submitting the request again is safe",
-            self.next
-        );
+    pub fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
+        if position != self.next || self.gap {
+            return Err(SampleError::Driver(format!(
+                "the sampler was not told every token before position {position} (next is {})",
+                self.next
+            )));
+        }
         self.adjust(logits);
         if let Some(token) = logits.iter().position(|logit| !logit.is_finite()) {
-            bail!(
-                "the logit of token {token} at position {position} is not a finite number: the weights or the \
-                 request's penalties are out of range; the same request will fail again"
-            );
+            return Err(SampleError::NotFinite { token, position });
         }
-        let best = greedy(logits).context("there are no logits: a fault of the driver")?;
+        let Some(best) = greedy(logits) else {
+            return Err(SampleError::Driver("there are no logits".into()));
+        };
         let temperature = f64::from(self.sampling.temperature);
         let token = if temperature > 0.0 { self.draw(position, logits, best) } else { best };
         let (logprob, top) = match self.sampling.logprobs {

@@ -9,9 +9,10 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use caravan_core::limits;
 use caravan_core::request::Sampling;
-use caravan_proto::{unpack, wire};
+use caravan_proto::{sample_failed, unpack, wire};
 
 use crate::compute::{Compute, Sampler};
+use crate::sampler::SampleError;
 use crate::slice::{Chunk, StageInput, StageOutput};
 use crate::stages::OutFrame;
 
@@ -112,7 +113,12 @@ impl<C: Compute> StageWork<C> {
             }
             if chunk.sample {
                 let row = rows.next().context("too few logits")?;
-                let mut token = wire::SampledToken::from(sampler.sample(position, row)?);
+                let mut token = match sampler.sample(position, row) {
+                    Ok(sampled) => wire::SampledToken::from(sampled),
+                    // Its own sequence ends; the rest of the step is as it would have been.
+                    Err(error @ SampleError::NotFinite { .. }) => sample_failed(error.to_string()),
+                    Err(error) => return Err(error.into()),
+                };
                 token.sequence = head.sequence;
                 tokens.push(token);
             }

@@ -9,8 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use caravan_core::model::TensorSpec;
 use caravan_core::plan::Slice;
+use caravan_core::request::Sampling;
 use caravan_kernels::{Isa, Team};
+use caravan_proto::{pack, wire};
+use caravan_worker::compute::Native;
 use caravan_worker::slice::{Chunk, LoadedSlice, StageInput, StageOutput, TensorSource};
+use caravan_worker::stages::OutFrame;
+use caravan_worker::steps::{Shape, StageWork, decode, encode};
 use common::{TestModel, all_logits, same};
 
 fn text(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
@@ -204,4 +209,62 @@ fn layer_times_are_measured() {
         assert!(ms > 0.0 && ms < 1_000.0, "{time:?}");
     }
     assert!(caravan_worker::measure::measure_layers(&model.config, &[], &mut team, 1.0).is_err());
+}
+
+/// One step of three sequences: its message for the first stage.
+fn three_sequences(step: u64, starts: [u32; 3], tokens: [&[u32]; 3]) -> wire::Step {
+    let sampling = Sampling { temperature: 0.8, logprobs: Some(5), ..Sampling::default() };
+    let chunk = |i: usize| wire::Chunk {
+        sequence: i as u64,
+        start: starts[i],
+        tokens: tokens[i].to_vec(),
+        pages: vec![i as u32],
+        sample: true,
+        open: (starts[i] == 0).then(|| wire::SequenceOpen {
+            sampling: pack(&Sampling { seed: i as u64, ..sampling.clone() }).unwrap(),
+            prompt_tokens: tokens[i].len() as u32,
+        }),
+    };
+    let chunks = (0..3).filter(|i| !tokens[*i].is_empty()).map(chunk).collect();
+    wire::Step { epoch: 1, step, chunks, activations: Default::default(), closed: Vec::new() }
+}
+
+#[test]
+fn a_number_that_is_none_fails_one_sequence_and_its_neighbours_do_not_notice() {
+    let model = TestModel::tiny(true);
+    let hidden = model.config.hidden as usize;
+    let mut compute = Native::new(2);
+    let stages = || {
+        let shape = |first, last| Shape { hidden, vocab: model.config.vocab as usize, first, last };
+        let [mut a, mut b] = <[LoadedSlice; 2]>::try_from(model.load(&[2], 8)).ok().unwrap();
+        a.all_logits(false);
+        b.all_logits(false);
+        [StageWork::new(a, shape(true, false)), StageWork::new(b, shape(false, true))]
+    };
+    let mut run = |stages: &mut [StageWork<Native>; 2], step: wire::Step, spoil: Option<usize>| {
+        let OutFrame::Step(mut step) = stages[0].run(&mut compute, step).unwrap() else { panic!() };
+        if let Some(at) = spoil {
+            let mut numbers = decode(&step.activations);
+            numbers[at] = f32::NAN;
+            step.activations = encode(&numbers);
+        }
+        let OutFrame::Result(result) = stages[1].run(&mut compute, step).unwrap() else { panic!() };
+        result.tokens
+    };
+    let prompt = || three_sequences(0, [0; 3], [&[3, 4, 5, 6], &[7, 8, 9], &[10, 11]]);
+    let (mut well, mut sick) = (stages(), stages());
+    let want = run(&mut well, prompt(), None);
+    // A number of the second sequence's first row: its last row sees it through attention.
+    let got = run(&mut sick, prompt(), Some(4 * hidden + 9));
+    assert_eq!((&got[0], &got[2]), (&want[0], &want[2]));
+    assert!(want.iter().all(|token| token.failed.is_empty()));
+    assert_eq!(got[1].sequence, 1);
+    assert!(got[1].failed.contains("not a finite number"), "{:?}", got[1]);
+    let next = |tokens: &[wire::SampledToken]| {
+        three_sequences(1, [4, 3, 2], [&[tokens[0].token], &[], &[tokens[2].token]])
+    };
+    let want = run(&mut well, next(&want), None);
+    assert_eq!(run(&mut sick, next(&got), None), want);
+    // Bits, as logarithms of probabilities show them.
+    assert!(want.iter().all(|token| token.logprob.is_some() && token.top.len() == 5));
 }

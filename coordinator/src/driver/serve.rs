@@ -14,7 +14,7 @@ use caravan_core::error::{Refusal, Retry};
 use caravan_core::ids::{Epoch, PipelineId, SequenceId, StepId};
 use caravan_core::limits;
 use caravan_core::request::{GenerateEvent, RequestRecord, Sampling};
-use caravan_proto::{WireError, pack, wire};
+use caravan_proto::{WireError, pack, sample_outcome, wire};
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use wire::result_frame::Frame;
@@ -137,11 +137,17 @@ impl Serving {
                 result.epoch, self.epoch
             ));
         }
-        let tokens =
-            result.tokens.into_iter().map(|token| (SequenceId(token.sequence), token.into())).collect();
+        let outcomes = result.tokens.into_iter();
+        let outcomes = outcomes.map(|token| (SequenceId(token.sequence), sample_outcome(token))).collect();
         let events =
-            self.scheduler.step_done(StepId(result.step), tokens).map_err(|error| error.to_string())?;
+            self.scheduler.step_done(StepId(result.step), outcomes).map_err(|error| error.to_string())?;
         self.progress = Instant::now();
+        for (id, event) in &events {
+            // A pipeline that can't give one token is not ready, though it answers.
+            if let (true, GenerateEvent::Refused(refusal)) = (self.probe == Some(*id), event) {
+                return Err(format!("no token came of the probe: {refusal}"));
+            }
+        }
         self.deliver(events);
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use caravan_core::error::{Fault, Retry};
 use caravan_core::ids::*;
 use caravan_core::request::{Finish, GenerateEvent, RequestRecord};
 use caravan_proto::{pack, unpack, wire};
@@ -114,6 +115,23 @@ async fn a_worker_that_is_not_there_yet_is_asked_again() {
     assert!([NOT_READY, NOT_DRIVER].contains(&early.code.as_str()));
     world.cluster.ready(1).await;
     assert!(world.drivers.submit(record(1, 3, 3)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequence_that_can_not_be_sampled_ends_alone() {
+    let world = ready_world().await;
+    world.worker.control.delay_ms.store(2, Ordering::SeqCst);
+    let neighbour = record(1, 30, 60);
+    let mut well = world.drivers.submit(neighbour.clone()).await.unwrap();
+    let mut sick = world.drivers.submit(record(SICK, 3, 60)).await.unwrap();
+    let (tokens, last) = drain(&mut sick).await;
+    assert_eq!(tokens, undisturbed(&record(SICK, 3, 1)), "what could be sampled is kept");
+    let Some(GenerateEvent::Refused(refusal)) = last else { panic!("{last:?}") };
+    assert_eq!((refusal.code.as_str(), refusal.fault), ("sampling_failed", Fault::Operator));
+    assert_eq!((refusal.message.as_str(), refusal.retry), ("its logits are no numbers", Retry::Never));
+    assert_eq!(drain(&mut well).await.0, undisturbed(&neighbour));
+    world.idle().await;
+    assert!(world.broken.lock().unwrap().is_empty(), "the epoch goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

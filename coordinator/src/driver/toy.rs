@@ -15,7 +15,7 @@ use caravan_core::limits;
 use caravan_core::model::{Family, ModelConfig, ModelSpec};
 use caravan_core::plan::{Pipeline, Plan, Slice, Stage};
 use caravan_core::request::{RequestRecord, Sampling};
-use caravan_proto::{unpack, wire};
+use caravan_proto::{sample_failed, unpack, wire};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +29,8 @@ pub(crate) const CONTEXT: u32 = 500;
 pub(crate) const PAGES: u32 = 64;
 pub(crate) const ME: CoordinatorId = CoordinatorId(1);
 pub(crate) const MODEL: &str = "toy";
+/// No token can be sampled for a record of this seed once its second chunk is there.
+pub(crate) const SICK: u64 = 999;
 
 fn next_token(tokens: impl Iterator<Item = u32>, seed: u64) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ seed;
@@ -340,13 +342,11 @@ fn run_step(
         if chunk.sample {
             let rows = (0..start + chunk.tokens.len())
                 .map(|row| pages[chunk.pages[row / size] as usize][row % size]);
-            let token = next_token(rows, seeds[&chunk.sequence]);
-            tokens.push(wire::SampledToken {
-                sequence: chunk.sequence,
-                token,
-                logprob: None,
-                top: Vec::new(),
-            });
+            let token = match seeds[&chunk.sequence] {
+                SICK if chunk.start > 0 => sample_failed("its logits are no numbers".into()),
+                seed => wire::SampledToken { token: next_token(rows, seed), ..Default::default() },
+            };
+            tokens.push(wire::SampledToken { sequence: chunk.sequence, ..token });
         }
     }
     for closed in &step.closed {

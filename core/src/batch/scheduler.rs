@@ -12,7 +12,7 @@ use super::{BatchConfig, BatchStats, StepError, Submitted};
 use crate::error::Refusal;
 use crate::ids::{SequenceId, StepId};
 use crate::limits;
-use crate::request::{Finish, GenerateEvent, RequestRecord, Sampled};
+use crate::request::{Finish, GenerateEvent, RequestRecord, SampleOutcome, Sampled};
 
 /// A step that was planned and has no result yet.
 pub(super) struct InFlight {
@@ -166,22 +166,24 @@ impl Scheduler {
         live.into_iter().map(|id| (id, GenerateEvent::Interrupted)).collect()
     }
 
-    /// The result of the oldest step in flight: one sample for each chunk that asked for one.
+    /// The result of the oldest step in flight: one outcome for each chunk that asked for a sample.
+    /// A sequence without a token ends with a refusal; the others do not notice.
     pub fn step_done(
         &mut self,
         step: StepId,
-        sampled: Vec<(SequenceId, Sampled)>,
+        sampled: Vec<(SequenceId, SampleOutcome)>,
     ) -> Result<Vec<(SequenceId, GenerateEvent)>, StepError> {
         let expected = self.in_flight.front().map(|oldest| oldest.step);
         if expected != Some(step) {
             return Err(StepError::Order { got: step, expected });
         }
-        if let Some((_, wrong)) = sampled.iter().find(|(_, sampled)| sampled.token >= self.config.vocab) {
+        let mut tokens = sampled.iter().filter_map(|(_, outcome)| outcome.as_ref().ok());
+        if let Some(wrong) = tokens.find(|sampled| sampled.token >= self.config.vocab) {
             return Err(StepError::Token(wrong.token));
         }
         let asked = self.in_flight.front().map_or(0, |s| s.parts.iter().filter(|part| part.sample).count());
         let answers = sampled.len();
-        let mut by_name: BTreeMap<SequenceId, Sampled> = sampled.into_iter().collect();
+        let mut by_name: BTreeMap<SequenceId, SampleOutcome> = sampled.into_iter().collect();
         let Some(done) = self.in_flight.pop_front() else {
             return Err(StepError::Order { got: step, expected });
         };
@@ -197,9 +199,12 @@ impl Scheduler {
                 life.in_flight -= 1;
             }
             if part.sample
-                && let Some(sampled) = by_name.remove(&part.name)
+                && let Some(outcome) = by_name.remove(&part.name)
             {
-                self.accept(part.id, sampled, &mut events);
+                match outcome {
+                    Ok(sampled) => self.accept(part.id, sampled, &mut events),
+                    Err(why) => self.fail(part.id, why, &mut events),
+                }
             }
             self.settle(part.id);
         }
@@ -243,6 +248,15 @@ impl Scheduler {
             events.push((id, GenerateEvent::Finished(Finish::Length)));
             self.end(id);
         }
+    }
+
+    /// Ends a sequence from which no token could be sampled: the same computation would fail again.
+    fn fail(&mut self, id: SequenceId, why: String, events: &mut Vec<(SequenceId, GenerateEvent)>) {
+        if self.sequences.get(&id).is_none_or(|sequence| sequence.phase == Phase::Ended) {
+            return;
+        }
+        events.push((id, GenerateEvent::Refused(Refusal::operator("sampling_failed", why))));
+        self.end(id);
     }
 
     /// No further step has this sequence, whatever the reason.

@@ -3,7 +3,7 @@
 
 use super::toy_tests::{Toy, VOCAB, record};
 use super::*;
-use crate::error::{Fault, Retry};
+use crate::error::{Fault, Refusal, Retry};
 use crate::request::{GenerateEvent, RequestRecord, Sampled};
 
 fn config() -> BatchConfig {
@@ -200,7 +200,7 @@ fn results_that_do_not_fit_are_told() {
     queued(&mut scheduler, ask(3, 9));
     let step = scheduler.next_step().unwrap();
     let name = step.chunks[0].sequence;
-    let sampled = |token| Sampled { token, logprob: None, top: Vec::new() };
+    let sampled = |token| Ok(Sampled { token, logprob: None, top: Vec::new() });
     let early = scheduler.step_done(StepId(7), Vec::new());
     assert!(matches!(early, Err(StepError::Order { .. })));
     assert_eq!(scheduler.step_done(step.step, Vec::new()), Err(StepError::Sequences(step.step)));
@@ -208,4 +208,30 @@ fn results_that_do_not_fit_are_told() {
     assert_eq!(scheduler.step_done(step.step, twice), Err(StepError::Sequences(step.step)));
     assert_eq!(scheduler.step_done(step.step, vec![(name, sampled(VOCAB))]), Err(StepError::Token(VOCAB)));
     assert_eq!(scheduler.step_done(step.step, vec![(name, sampled(1))]).unwrap().len(), 1);
+}
+
+#[test]
+fn a_sequence_without_a_token_ends_alone() {
+    let config = BatchConfig { stages: 1, ..config() };
+    let (mut scheduler, mut toy) = (Scheduler::new(config.clone()), Toy::new(&config));
+    let free = scheduler.stats().free_pages;
+    let (sick, well) = (queued(&mut scheduler, ask(3, 9)), queued(&mut scheduler, ask(5, 2)));
+    let step = scheduler.next_step().unwrap();
+    let sick_name = step.chunks[0].sequence;
+    toy.send(step);
+    let (step, mut results) = toy.done().unwrap();
+    assert_eq!(results[0].0, sick_name);
+    results[0].1 = Err("the logit is not a number".into());
+    let events = scheduler.step_done(step, results).unwrap();
+    let refusal = Refusal::operator("sampling_failed", "the logit is not a number");
+    assert_eq!(events[0], (sick, GenerateEvent::Refused(refusal)));
+    assert!(matches!(&events[1], (id, GenerateEvent::Token(_)) if *id == well), "{events:?}");
+    let next = scheduler.next_step().unwrap();
+    assert_eq!(next.closed, [sick_name], "its sampler can go");
+    assert_eq!(next.chunks.len(), 1);
+    toy.send(next);
+    let (step, results) = toy.done().unwrap();
+    let events = scheduler.step_done(step, results).unwrap();
+    assert!(matches!(events.last(), Some((id, GenerateEvent::Finished(_))) if *id == well), "{events:?}");
+    assert_eq!(scheduler.stats().free_pages, free);
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::{SequenceId, StepId};
-use crate::request::{Finish, GenerateEvent, RequestRecord, Sampled, Sampling};
+use crate::request::{Finish, GenerateEvent, RequestRecord, SampleOutcome, Sampled, Sampling};
 
 pub(super) const VOCAB: u32 = 50;
 
@@ -100,7 +100,7 @@ impl Toy {
     }
 
     /// Runs the oldest step.
-    pub(super) fn done(&mut self) -> Option<(StepId, Vec<(SequenceId, Sampled)>)> {
+    pub(super) fn done(&mut self) -> Option<(StepId, Vec<(SequenceId, SampleOutcome)>)> {
         let step = self.in_flight.pop_front()?;
         let mut results = Vec::new();
         for chunk in &step.chunks {
@@ -121,7 +121,7 @@ impl Toy {
                 let tokens: Vec<u32> = (0..chunk.start as usize + chunk.tokens.len()).map(read).collect();
                 assert_eq!(tokens, sampler.seen, "a page was shared");
                 let token = next_token(&tokens, sampler.seed);
-                results.push((chunk.sequence, Sampled { token, logprob: None, top: Vec::new() }));
+                results.push((chunk.sequence, Ok(Sampled { token, logprob: None, top: Vec::new() })));
             }
         }
         for closed in &step.closed {

@@ -7,6 +7,7 @@ use caravan_core::model::{Family, ModelConfig, Place, TensorSpec, TensorType};
 use caravan_core::request::{Sampled, Sampling};
 use caravan_proto::{pack, wire};
 use caravan_worker::compute::{Compute, Sampler};
+use caravan_worker::sampler::SampleError;
 use caravan_worker::slice::{Chunk, SliceSpec, StageInput, StageOutput, TensorSource};
 
 pub const HIDDEN: usize = 4;
@@ -122,8 +123,10 @@ impl Sampler for FakeSampler {
         }
     }
 
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> anyhow::Result<Sampled> {
-        anyhow::ensure!(position == self.seen, "sampled at {position} having seen {}", self.seen);
+    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
+        if position != self.seen {
+            return Err(SampleError::Driver(format!("sampled at {position} having seen {}", self.seen)));
+        }
         let best = logits.iter().position(|logit| *logit == 1.0).expect("one logit is 1") as u64;
         let token = ((best + self.state) % VOCAB as u64) as u32;
         Ok(Sampled { token: token.min(PANIC - 1), logprob: Some(-0.5), top: Vec::new() })
