@@ -2,12 +2,14 @@
 //!
 //! Layout of a page: keys are kv_heads x dim x stride (the positions side by side, stride =
 //! page_tokens rounded up to 16), values kv_heads x page_tokens x width (width = dim rounded up to
-//! 16). The definition, for one query row and head at position p:
-//!   score[t] = scale * (fma over dim in order of q[d] * k[t][d], from 0), t = 0..=p
+//! 16). The definition, for one query row and head at position p, with f = 0, or with a window of w
+//! positions f = max(0, p + 1 - w):
+//!   score[t] = scale * (fma over dim in order of q[d] * k[t][d], from 0), t = f..=p
+//!   with a cap: score[t] = cap * tanh(score[t] / cap), as `math::soft_cap` has it
 //!   weight[t] = exp(score[t] - max); total = sum in 16 lanes (t mod 16), then `Lanes::sum`'s tree
 //!   out[d] = (fma over t in order of weight[t] * v[t][d], from 0) * (1 / total)
 //! Positions are absolute, so neither chunks nor pages nor neighbours in the batch show.
-//! Must never read a position beyond the row's own.
+//! Must never let a position outside f..=p show in a result.
 
 // Counted loops with constant bounds are what the compiler keeps in registers.
 #![allow(clippy::needless_range_loop)]
@@ -75,14 +77,30 @@ pub struct Sight<'a> {
     pub position: u32,
 }
 
+/// How scores are made of products, and how far back a row sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    pub scale: f32,
+    pub cap: Option<f32>,
+    /// Positions that a row sees, its own among them; at least 1. `None`: all up to its own.
+    pub window: Option<u32>,
+}
+
+impl Scoring {
+    /// The first position that a row at `position` sees.
+    fn first(self, position: u32) -> usize {
+        self.window.map_or(0, |window| (position as usize + 1).saturating_sub(window as usize))
+    }
+}
+
 /// Query heads computed together, at most.
 const GROUP: usize = 4;
 
 /// Attention of `rows` query rows: `query` and `out` are rows x heads x dim. `scratch` is reused.
-/// Panics if a shape does not fit or a page does not exist.
+/// Panics if a shape does not fit, a page does not exist or the window is 0.
 pub fn attend(
     team: &mut Team,
-    kv: Kv<'_>,
+    (kv, scoring): (Kv<'_>, Scoring),
     rows: &[Sight<'_>],
     query: &[f32],
     out: &mut [f32],
@@ -96,6 +114,7 @@ pub fn attend(
     let heads = width / shape.dim;
     assert!(query.len() == out.len() && heads * shape.dim * rows.len() == query.len(), "shape");
     assert!(heads.is_multiple_of(shape.kv_heads), "heads");
+    assert!(scoring.window != Some(0), "window");
     let pages = (kv.keys.len() / shape.key_page()).min(kv.values.len() / shape.value_page());
     let mut longest = 0;
     for row in rows {
@@ -121,6 +140,7 @@ pub fn attend(
             let sight = rows[row];
             isa.run(Heads {
                 kv,
+                scoring,
                 sight,
                 kv_head,
                 query: &query[at..at + count * shape.dim],
@@ -136,6 +156,7 @@ pub fn attend(
 /// Up to GROUP query heads of one row that share a key/value head.
 struct Heads<'a> {
     kv: Kv<'a>,
+    scoring: Scoring,
     sight: Sight<'a>,
     kv_head: usize,
     query: &'a [f32],
@@ -169,51 +190,55 @@ impl Heads<'_> {
     #[inline(always)]
     unsafe fn heads<V: Lanes, const G: usize>(&self) {
         let shape = self.kv.shape;
-        let len = self.sight.position as usize + 1;
-        let scale = V::splat(1.0 / (shape.dim as f32).sqrt());
+        let span = (self.scoring.first(self.sight.position), self.sight.position as usize + 1);
+        let len = span.1;
         // SAFETY: pages exist; scores reach a whole vector beyond the last page.
         unsafe {
-            for (i, page) in self.sight.pages.iter().enumerate().take(len.div_ceil(shape.page_tokens)) {
+            for (i, page) in self.pages(span) {
                 let first = i * shape.page_tokens;
                 let keys = self.kv.keys.as_ptr().add(*page as usize * shape.key_page());
                 let keys = keys.add(self.kv_head * shape.dim * shape.stride());
                 let used = shape.page_tokens.min(len - first).next_multiple_of(LANES);
                 let mut slot = 0;
                 while slot + 2 * LANES <= used {
-                    self.scores::<V, G, 2>(keys.add(slot), first + slot, scale);
+                    self.scores::<V, G, 2>(keys.add(slot), first + slot);
                     slot += 2 * LANES;
                 }
                 if slot < used {
-                    self.scores::<V, G, 1>(keys.add(slot), first + slot, scale);
+                    self.scores::<V, G, 1>(keys.add(slot), first + slot);
                 }
             }
             let mut totals = [0f32; G];
             for g in 0..G {
-                totals[g] = soften::<V>(self.scores.add(g * self.reach), len);
+                totals[g] = soften::<V>(self.scores.add(g * self.reach), span);
             }
             let mut at = 0;
             while at + 4 * LANES <= shape.width() {
-                self.values::<V, G, 4>(at, len, &totals);
+                self.values::<V, G, 4>(at, span, &totals);
                 at += 4 * LANES;
             }
             while at < shape.width() {
-                self.values::<V, G, 1>(at, len, &totals);
+                self.values::<V, G, 1>(at, span, &totals);
                 at += LANES;
             }
         }
+    }
+
+    /// The pages that hold positions `span.0..span.1`, with their places in the sequence.
+    #[inline(always)]
+    fn pages(&self, span: (usize, usize)) -> impl Iterator<Item = (usize, &u32)> {
+        let page_tokens = self.kv.shape.page_tokens;
+        let used = self.sight.pages.iter().enumerate().take(span.1.div_ceil(page_tokens));
+        used.skip(span.0 / page_tokens)
     }
 
     /// Scores of C x 16 positions from `first` on, whose keys begin at `keys`.
     /// # Safety
     /// As `heads`.
     #[inline(always)]
-    unsafe fn scores<V: Lanes, const G: usize, const C: usize>(
-        &self,
-        keys: *const f32,
-        first: usize,
-        scale: V,
-    ) {
+    unsafe fn scores<V: Lanes, const G: usize, const C: usize>(&self, keys: *const f32, first: usize) {
         let shape = self.kv.shape;
+        let scale = V::splat(self.scoring.scale);
         let mut score = [[V::splat(0.0); C]; G];
         // SAFETY: vouched for by the caller.
         unsafe {
@@ -232,7 +257,11 @@ impl Heads<'_> {
             for g in 0..G {
                 for c in 0..C {
                     let to = self.scores.add(g * self.reach + first + c * LANES);
-                    score[g][c].mul(scale).store(to);
+                    let scaled = score[g][c].mul(scale);
+                    match self.scoring.cap {
+                        None => scaled.store(to),
+                        Some(cap) => math::soft_cap(scaled, V::splat(cap)).store(to),
+                    }
                 }
             }
         }
@@ -245,18 +274,18 @@ impl Heads<'_> {
     unsafe fn values<V: Lanes, const G: usize, const C: usize>(
         &self,
         at: usize,
-        len: usize,
+        span: (usize, usize),
         totals: &[f32; G],
     ) {
         let shape = self.kv.shape;
         let mut sum = [[V::splat(0.0); C]; G];
         // SAFETY: vouched for by the caller.
         unsafe {
-            for (i, page) in self.sight.pages.iter().enumerate().take(len.div_ceil(shape.page_tokens)) {
+            for (i, page) in self.pages(span) {
                 let first = i * shape.page_tokens;
                 let values = self.kv.values.as_ptr().add(*page as usize * shape.value_page());
                 let values = values.add(self.kv_head * shape.page_tokens * shape.width() + at);
-                for slot in 0..shape.page_tokens.min(len - first) {
+                for slot in span.0.saturating_sub(first)..shape.page_tokens.min(span.1 - first) {
                     let mut value = [V::splat(0.0); C];
                     for c in 0..C {
                         value[c] = V::load(values.add(slot * shape.width() + c * LANES));
@@ -284,19 +313,22 @@ impl Heads<'_> {
     }
 }
 
-/// Turns `len` scores into exp(score - max) and gives their sum. A NaN among them makes the sum NaN.
+/// Turns the scores of positions `first..len` into exp(score - max) and gives their sum. A NaN among
+/// them makes the sum NaN.
 /// # Safety
-/// `scores` must be valid for `len` rounded up to 16.
+/// `scores` must be valid up to `len` rounded up to 16.
 #[inline(always)]
-unsafe fn soften<V: Lanes>(scores: *mut f32, len: usize) -> f32 {
-    let padded = len.next_multiple_of(LANES);
+unsafe fn soften<V: Lanes>(scores: *mut f32, (first, len): (usize, usize)) -> f32 {
+    // Whole vectors; what lies in them outside the positions weighs nothing.
+    let (start, padded) = (first / LANES * LANES, len.next_multiple_of(LANES));
+    let outside = move |t: usize| (start..first).contains(&t) || t >= len;
     // SAFETY: vouched for by the caller.
     unsafe {
-        for t in len..padded {
+        for t in (start..first).chain(len..padded) {
             *scores.add(t) = f32::NEG_INFINITY;
         }
         let mut most = V::splat(f32::NEG_INFINITY);
-        for t in (0..padded).step_by(LANES) {
+        for t in (start..padded).step_by(LANES) {
             most = V::load(scores.add(t)).max(most);
         }
         let mut lanes = [0f32; LANES];
@@ -304,11 +336,13 @@ unsafe fn soften<V: Lanes>(scores: *mut f32, len: usize) -> f32 {
         let max = lanes.iter().fold(f32::NEG_INFINITY, |max, x| if *x > max { *x } else { max });
         let max = V::splat(max);
         let mut sum = V::splat(0.0);
-        for t in (0..padded).step_by(LANES) {
+        for t in (start..padded).step_by(LANES) {
             let at = scores.add(t);
             math::exp(V::load(at).sub(max)).store(at);
-            for past in len.max(t)..(t + LANES).max(len).min(padded) {
-                *scores.add(past) = 0.0;
+            if t < first || t + LANES > len {
+                for past in (t..t + LANES).filter(|past| outside(*past)) {
+                    *scores.add(past) = 0.0;
+                }
             }
             sum = V::load(at).add(sum);
         }

@@ -24,4 +24,5 @@ pub use blocks::WeightType;
 pub use isa::Isa;
 pub use matmul::{Product, Store, gated, multiply};
 pub use packed::{Matrix, PackError};
+pub use rows::{Gate, Pairing};
 pub use team::Team;

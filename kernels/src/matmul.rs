@@ -17,7 +17,7 @@
 use crate::isa::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::packed::{Layout, Line, Matrix};
-use crate::rows::silu;
+use crate::rows::{Gate, apply_gate};
 use crate::team::{Racy, Team};
 
 /// What happens to a product.
@@ -80,14 +80,15 @@ pub fn multiply(
     });
 }
 
-/// The gated half of a feed-forward layer: `gate` becomes silu(input x gate matrix) * (input x up
-/// matrix). Both buffers are rows x n. Panics if a shape does not fit.
+/// The gated half of a feed-forward layer: `gate` becomes act(input x gate matrix) * (input x up
+/// matrix), act being `kind`. Both buffers are rows x n. Panics if a shape does not fit.
 pub fn gated(
     team: &mut Team,
     sums: &mut Vec<f32>,
     (rows, input): (usize, &[f32]),
     matrices: [&Matrix; 2],
     [gate, up]: [&mut [f32]; 2],
+    kind: Gate,
 ) {
     let (k, n) = (matrices[0].k(), matrices[0].n());
     assert_eq!((matrices[1].k(), matrices[1].n()), (k, n), "shape");
@@ -114,7 +115,7 @@ pub fn gated(
                     std::slice::from_raw_parts(jobs[1].out.get().add(at), columns.len()),
                 )
             };
-            silu(isa, gate, up);
+            apply_gate(isa, kind, gate, up);
         }
     });
 }
