@@ -1,5 +1,6 @@
 //! How long a layer of a model takes on this machine, measured on weights of the right shape and
-//! type that hold zeros: arithmetic takes the same time whatever the numbers are.
+//! type that hold zeros: arithmetic takes the same time whatever the numbers are, save where rows
+//! choose what is computed.
 //!
 //! Must never take long (about half a second for small models): a joining worker waits for it.
 
@@ -7,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use caravan_core::cluster::LayerTime;
-use caravan_core::model::{ModelConfig, Place, TensorSpec};
+use caravan_core::model::{ModelConfig, Place, TensorSpec, TensorType};
 use caravan_kernels::{Matrix, Product, Store, Team, multiply};
 
 use crate::kv::KvCache;
-use crate::models::{self, Batch, Scratch, llama};
+use crate::models::layer::{Layer, Spot};
+use crate::models::rotation::Rotation;
+use crate::models::{self, Batch, Scratch};
 use crate::slice::TensorSource;
 use crate::weights::Loader;
 
@@ -25,13 +28,29 @@ const BUDGET: Duration = Duration::from_millis(90);
 const HEAD_COLUMNS: u32 = 8_192;
 const PAGE_TOKENS: u32 = 32;
 
-/// Gives zeros for every tensor.
-struct Zeros;
+/// Gives zeros for every tensor. Only a router, and the norm before it, get numbers: rows that all
+/// chose the same experts would be computed sooner than rows of a text.
+struct Blank;
 
-impl TensorSource for Zeros {
+impl TensorSource for Blank {
     fn read(&self, tensor: &TensorSpec) -> anyhow::Result<Box<dyn AsRef<[u8]> + '_>> {
-        Ok(Box::new(vec![0u8; usize::try_from(tensor.bytes)?]))
+        let mut bytes = vec![0u8; usize::try_from(tensor.bytes)?];
+        let router = tensor.name.ends_with(".ffn_gate_inp.weight");
+        if (router || tensor.name.ends_with(".ffn_norm.weight")) && tensor.kind == TensorType::F32 {
+            for (i, bytes) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let number = if router { mixed(i as u32) } else { 1.0 };
+                *bytes = number.to_le_bytes();
+            }
+        }
+        Ok(Box::new(bytes))
     }
+}
+
+/// A fixed sequence of numbers in -1..1 that looks random.
+fn mixed(index: u32) -> f32 {
+    let x = (index ^ 0x9e37_79b9).wrapping_mul(0x85eb_ca6b);
+    let x = (x ^ (x >> 15)).wrapping_mul(0xc2b2_ae35);
+    (x >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
 /// Milliseconds of one layer and of the head for one token. `tensors`: at least those of one layer
@@ -48,12 +67,12 @@ pub fn measure_layers(
         _ => None,
     });
     let index = index.context("no layer among the tensors to measure: a fault of the coordinator")?;
-    let loader = Loader::new(tensors, &Zeros, &|_| {});
-    let mut layers = vec![llama::Layer::load(config, index, &loader)?];
+    let loader = Loader::new(tensors, &Blank, &|_| {});
+    let mut layers = vec![Layer::load(config, index, &loader)?];
     let bytes = layers[0].memory_bytes().max(1);
     let count = (ROUND_BYTES / bytes).clamp(1, u64::from(config.layers)) as usize;
     layers.resize(count, layers[0].clone());
-    let mut bench = Bench { config, layers, scratch: Scratch::default() };
+    let mut bench = Bench { config, layers, index, scratch: Scratch::default() };
     let decode_ms = bench.per_token(team, 1);
     let prefill_short_ms = bench.per_token(team, 32);
     // A large model's long prefill alone would take longer than everything else together.
@@ -72,7 +91,8 @@ pub fn measure_layers(
 
 struct Bench<'a> {
     config: &'a ModelConfig,
-    layers: Vec<llama::Layer>,
+    layers: Vec<Layer>,
+    index: u32,
     scratch: Scratch,
 }
 
@@ -92,14 +112,14 @@ impl Bench<'_> {
         };
         let shape = models::kv_shape(self.config, PAGE_TOKENS);
         let mut kv = KvCache::new(shape, pages.len() as u32, 1);
-        let mut x = vec![0.0; (rows * self.config.hidden) as usize];
-        let steps = vec![0.0; (self.config.rope_dim / 2) as usize];
-        llama::set_angles(team, &steps, &batch, &mut self.scratch);
+        let mut x: Vec<f32> = (0..(rows * self.config.hidden)).map(mixed).collect();
+        Rotation::still(self.config).set_angles(team, &batch, &mut self.scratch);
         let layers = &self.layers;
         let scratch = &mut self.scratch;
+        let spot = Spot { layer: self.index, cache: 0 };
         let total = median(|| {
             for layer in layers {
-                layer.forward(self.config, team, (&batch, 0), (&mut kv, scratch), &mut x);
+                layer.forward(self.config, team, (&batch, spot), (&mut kv, scratch), &mut x);
             }
         });
         total / (layers.len() as f64 * f64::from(rows))
@@ -118,7 +138,7 @@ fn head(config: &ModelConfig, tensors: &[TensorSpec], team: &mut Team) -> anyhow
         ..tensor.clone()
     };
     let part = [part];
-    let matrix: Matrix = Loader::new(&part, &Zeros, &|_| {}).matrix(name, config.hidden, columns)?;
+    let matrix: Matrix = Loader::new(&part, &Blank, &|_| {}).matrix(name, config.hidden, columns)?;
     let input = vec![0.0; config.hidden as usize];
     let (mut out, mut sums) = (vec![0.0; columns as usize], Vec::new());
     let ms = median(|| {

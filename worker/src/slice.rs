@@ -4,7 +4,7 @@
 
 use anyhow::{bail, ensure};
 use caravan_core::limits;
-use caravan_core::model::{ModelConfig, TensorSpec};
+use caravan_core::model::{ModelConfig, RopeFactors, RopeScaling, TensorSpec};
 use caravan_core::plan::Slice;
 use caravan_kernels::Team;
 use caravan_kernels::attention::Sight;
@@ -215,9 +215,12 @@ fn check_config(spec: &SliceSpec) -> anyhow::Result<()> {
         && u64::from(config.heads) * u64::from(config.head_dim) < 1 << 22
         && config.rope_dim <= config.head_dim
         && config.rope_dim.is_multiple_of(2)
-        && config.rope_base.is_finite()
-        && config.rope_base > 0.0
-        && config.norm_eps.is_finite();
+        && config.norm_eps.is_finite()
+        && config.window.is_none_or(|window| window.tokens > 0)
+        && config.experts.is_none_or(|experts| {
+            (1..=limits::EXPERTS).contains(&experts.count) && (1..=experts.count).contains(&experts.used)
+        })
+        && constants_are_sane(config);
     if !sane {
         bail!("the model's dimensions make no sense: use a sound file, retrying won't help ({config:?})");
     }
@@ -228,6 +231,27 @@ fn check_config(spec: &SliceSpec) -> anyhow::Result<()> {
         config.layers
     );
     Ok(())
+}
+
+/// What is multiplied or divided by must be finite and above 0.
+fn constants_are_sane(config: &ModelConfig) -> bool {
+    let scaling = match &config.rope_scaling {
+        RopeScaling::None => &[][..],
+        RopeScaling::Linear { factor } => std::slice::from_ref(factor),
+        RopeScaling::Factors { magnitude, factors: RopeFactors::Tensor(_) } => {
+            std::slice::from_ref(magnitude)
+        }
+        RopeScaling::Factors { magnitude, factors: RopeFactors::Given(factors) } => {
+            if factors.len() != config.rope_dim as usize / 2 || !(magnitude.is_finite() && *magnitude > 0.0) {
+                return false;
+            }
+            factors
+        }
+    };
+    let local_base = config.window.and_then(|window| window.rope_base);
+    let optional = [local_base, config.attention_scale, config.attention_cap, config.logit_cap];
+    let given = scaling.iter().copied().chain(optional.into_iter().flatten());
+    given.chain([config.rope_base]).all(|constant| constant.is_finite() && constant > 0.0)
 }
 
 /// Where every row of the step looks and is stored. The chunks are checked.

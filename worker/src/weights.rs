@@ -37,10 +37,6 @@ impl<'a> Loader<'a> {
         }
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
     /// The digests of `names` if all are there and real (a digest of zeros stands for "unknown").
     pub fn digests(&self, names: &[String]) -> Option<Vec<Digest>> {
         let digests = names.iter().map(|name| self.tensors.get(name.as_str()).map(|tensor| tensor.digest));
@@ -59,14 +55,50 @@ impl<'a> Loader<'a> {
 
     /// A matrix with `k` inputs (the contiguous dimension) and `n` outputs.
     pub fn matrix(&self, name: &str, k: u32, n: u32) -> anyhow::Result<Matrix> {
-        let tensor = self.find(name)?;
-        let want = [u64::from(k), u64::from(n)];
-        ensure!(tensor.dims == want, "tensor `{name}` has shape {:?}, not {want:?}{ADVICE}", tensor.dims);
-        let bytes = self.source.read(tensor).with_context(|| format!("tensor `{name}` can't be read"))?;
-        let matrix = Matrix::pack(weight_type(tensor.kind), k as usize, n as usize, (*bytes).as_ref())
-            .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
-        self.count(tensor);
+        let [matrix] = self.fused(name, k, [n])?;
         Ok(matrix)
+    }
+
+    /// Several matrices with the same `k` inputs that lie in one tensor, one's outputs behind the
+    /// other's.
+    pub fn fused<const N: usize>(&self, name: &str, k: u32, rows: [u32; N]) -> anyhow::Result<[Matrix; N]> {
+        let all: u64 = rows.iter().map(|n| u64::from(*n)).sum();
+        let matrices = self.matrices(name, &[u64::from(k), all], &rows)?;
+        // As many as there are `rows`.
+        matrices.try_into().map_err(|_| anyhow::anyhow!("tensor `{name}` can't be cut"))
+    }
+
+    /// `count` matrices of `k` inputs and `n` outputs, which are the third dimension of one tensor.
+    pub fn stack(&self, name: &str, (k, n): (u32, u32), count: u32) -> anyhow::Result<Vec<Matrix>> {
+        let dims = [k, n, count].map(u64::from);
+        self.matrices(name, &dims, &vec![n; count as usize])
+    }
+
+    /// Cuts a tensor of shape `dims` into matrices of so many `rows` (of `dims[0]` elements) each.
+    fn matrices(&self, name: &str, dims: &[u64], rows: &[u32]) -> anyhow::Result<Vec<Matrix>> {
+        let tensor = self.find(name)?;
+        ensure!(tensor.dims == dims, "tensor `{name}` has shape {:?}, not {dims:?}{ADVICE}", tensor.dims);
+        let bytes = self.source.read(tensor).with_context(|| format!("tensor `{name}` can't be read"))?;
+        let bytes = (*bytes).as_ref();
+        let all: u64 = rows.iter().map(|n| u64::from(*n)).sum();
+        let (block, block_bytes) = tensor.kind.block();
+        ensure!(
+            dims[0].is_multiple_of(block) && bytes.len() as u64 == all * (dims[0] / block * block_bytes),
+            "tensor `{name}` of type {} has {} bytes, which is not its size{ADVICE}",
+            tensor.kind.name(),
+            bytes.len()
+        );
+        let row_bytes = (dims[0] / block * block_bytes) as usize;
+        let (mut first, mut matrices) = (0, Vec::with_capacity(rows.len()));
+        for n in rows.iter().map(|n| *n as usize) {
+            let part = &bytes[first * row_bytes..(first + n) * row_bytes];
+            let matrix = Matrix::pack(weight_type(tensor.kind), dims[0] as usize, n, part)
+                .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
+            matrices.push(matrix);
+            first += n;
+        }
+        self.count(tensor);
+        Ok(matrices)
     }
 
     /// A vector of f32 (from F32, F16 or BF16).

@@ -1,19 +1,51 @@
-//! The model families, a file for each, and what they share.
+//! The model families, a file for each, and the parts they are made of.
 //!
-//! A family loads its layers and ends from named tensors and computes rows. It must never know of
-//! requests, steps or neighbours.
+//! Every family is one decoder layer (`layer`) with other parts in it. Which tensors it has follows
+//! from `caravan_core::model`, sizes and constants from `ModelConfig`; the rest of what sets a
+//! family apart is its `Traits`. Must never know of requests, steps or neighbours.
 
+pub mod experts;
+pub mod gemma3;
+pub mod layer;
 pub mod llama;
+mod model;
+pub mod phi3;
+pub mod qwen2;
+pub mod qwen3;
+pub mod qwen3_moe;
+pub mod rotation;
 
 use std::sync::Arc;
 
 use caravan_core::model::{Family, ModelConfig};
-use caravan_core::plan::Slice;
-use caravan_kernels::Team;
+use caravan_kernels::Gate;
 use caravan_kernels::attention::{KvShape, Sight};
 
-use crate::kv::KvCache;
 use crate::weights::Loader;
+
+pub use model::Model;
+
+/// What a family computes otherwise than others, beyond its tensors and numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// What is done to the gate of the feed-forward part.
+    pub gate: Gate,
+    /// Embeddings are multiplied by sqrt(hidden).
+    pub scaled_embedding: bool,
+}
+
+impl Traits {
+    pub fn of(family: Family) -> Traits {
+        match family {
+            Family::Llama => llama::TRAITS,
+            Family::Qwen2 => qwen2::TRAITS,
+            Family::Qwen3 => qwen3::TRAITS,
+            Family::Qwen3Moe => qwen3_moe::TRAITS,
+            Family::Gemma3 => gemma3::TRAITS,
+            Family::Phi3 => phi3::TRAITS,
+        }
+    }
+}
 
 /// The rows of one step, as the layers see them.
 pub struct Batch<'a> {
@@ -26,7 +58,8 @@ pub struct Batch<'a> {
 /// Buffers of a forward pass, kept from step to step.
 #[derive(Default)]
 pub struct Scratch {
-    pub angles: Vec<[f32; 2]>,
+    /// Of global layers, and of local ones if those have a rotation of their own.
+    pub angles: [Vec<[f32; 2]>; 2],
     pub normed: Vec<f32>,
     pub query: Vec<f32>,
     pub key: Vec<f32>,
@@ -36,59 +69,14 @@ pub struct Scratch {
     pub up: Vec<f32>,
     pub scores: Vec<f32>,
     pub sums: Vec<f32>,
+    /// What a part gives before its norm, if it has one.
+    pub outcome: Vec<f32>,
+    pub routed: experts::Routed,
 }
 
-/// The weights of a slice.
-pub enum Model {
-    Llama(llama::Llama),
-}
-
-impl Model {
-    /// Loads the slice; what `reuse` holds of the same tensors is shared.
-    pub fn load(
-        config: &ModelConfig,
-        slice: Slice,
-        loader: &Loader<'_>,
-        reuse: Option<&Model>,
-    ) -> anyhow::Result<Model> {
-        match config.family {
-            Family::Llama => {
-                let reuse = reuse.map(|Model::Llama(model)| model);
-                Ok(Model::Llama(llama::Llama::load(config, slice, loader, reuse)?))
-            }
-        }
-    }
-
-    /// Embedding rows of `tokens` into `out` (tokens x hidden). Only at the first stage.
-    pub fn embed(&self, tokens: &[u32], out: &mut [f32]) -> anyhow::Result<()> {
-        let Model::Llama(model) = self;
-        model.embed(tokens, out)
-    }
-
-    /// `rows` (rows x hidden) through every layer of the slice, in place.
-    pub fn layers(
-        &self,
-        team: &mut Team,
-        batch: &Batch<'_>,
-        kv: &mut KvCache,
-        scratch: &mut Scratch,
-        rows: &mut [f32],
-    ) {
-        let Model::Llama(model) = self;
-        model.layers(team, batch, kv, scratch, rows);
-    }
-
-    /// Logits (rows x vocab) of `rows` (rows x hidden). Only at the last stage.
-    pub fn head(&self, team: &mut Team, scratch: &mut Scratch, rows: &[f32]) -> anyhow::Result<Vec<f32>> {
-        let Model::Llama(model) = self;
-        model.head(team, scratch, rows)
-    }
-
-    /// Bytes of packed weights, shared ones too.
-    pub fn memory_bytes(&self) -> u64 {
-        let Model::Llama(model) = self;
-        model.memory_bytes()
-    }
+/// Changes the length only; what the buffer holds is overwritten by its next user.
+fn resize(buffer: &mut Vec<f32>, len: usize) {
+    buffer.resize(len, 0.0);
 }
 
 /// A part of a model with the digests of the tensors it was made from.
