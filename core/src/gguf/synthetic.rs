@@ -2,7 +2,11 @@
 //!
 //! Must never be used by the product itself.
 
+mod families;
+
 use crate::model::TensorType;
+
+pub use families::SyntheticModel;
 
 /// Writes a GGUF file piece by piece, without checking anything.
 #[derive(Clone, Debug)]
