@@ -13,6 +13,8 @@ mod bad_input;
 mod consensus;
 #[path = "cluster/exactness.rs"]
 mod exactness;
+#[path = "cluster/families.rs"]
+mod families;
 #[path = "cluster/files.rs"]
 mod files;
 #[path = "cluster/harness.rs"]
