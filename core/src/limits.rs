@@ -6,7 +6,7 @@
 /// Version of the messages between nodes. Nodes of another version are refused with a clear error.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Version of the kernels' arithmetic; part of the numerics profile.
-pub const KERNEL_VERSION: &str = "f32-acc-1";
+pub const KERNEL_VERSION: &str = "i16-2";
 
 // HTTP
 pub const HTTP_BODY_BYTES: usize = 4 << 20;

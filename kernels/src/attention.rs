@@ -95,6 +95,9 @@ impl Scoring {
 
 /// Query heads computed together, at most.
 const GROUP: usize = 4;
+/// Rows of a sequence that go through a page of keys or values one after the other, while it is in
+/// the first cache.
+const TOGETHER: usize = 8;
 
 /// Attention of `rows` query rows: `query` and `out` are rows x heads x dim. `scratch` is reused.
 /// Panics if a shape does not fit, a page does not exist or the window is 0.
@@ -115,6 +118,39 @@ pub fn attend(
     assert!(query.len() == out.len() && heads * shape.dim * rows.len() == query.len(), "shape");
     assert!(heads.is_multiple_of(shape.kv_heads), "heads");
     assert!(scoring.window != Some(0), "window");
+    // Room for whole vectors behind the last page.
+    let reach = check_pages(kv, rows) * shape.page_tokens + shape.stride() + LANES;
+    let (scores, sums) = (TOGETHER * GROUP * reach, TOGETHER * GROUP * shape.width());
+    scratch.resize(team.threads() * (scores + sums), 0.0);
+    let (isa, scratch, out) = (team.isa(), Racy(scratch.as_mut_ptr()), Racy(out.as_mut_ptr()));
+    let group = heads / shape.kv_heads;
+    let blocks = blocks(rows);
+    team.run(blocks.len() * shape.kv_heads, |thread, part| {
+        let ((first, end), kv_head) = (blocks[part / shape.kv_heads], part % shape.kv_heads);
+        for done in (0..group).step_by(GROUP) {
+            let at = first * width + (kv_head * group + done) * shape.dim;
+            // SAFETY: `thread` has its own piece of the scratch, and these heads of these rows are
+            // this part's alone; the pieces lie within their buffers.
+            let (scores, out) = unsafe { (scratch.get().add(thread * (scores + sums)), out.get().add(at)) };
+            let block = Block {
+                kv,
+                scoring,
+                sights: &rows[first..end],
+                kv_head,
+                query: &query[at..],
+                width,
+                scores,
+                reach,
+                out,
+            };
+            isa.run(Heads { block, heads: GROUP.min(group - done) });
+        }
+    });
+}
+
+/// Pages of the row that needs most of them. Panics if one does not exist.
+fn check_pages(kv: Kv<'_>, rows: &[Sight<'_>]) -> usize {
+    let shape = kv.shape;
     let pages = (kv.keys.len() / shape.key_page()).min(kv.values.len() / shape.value_page());
     let mut longest = 0;
     for row in rows {
@@ -123,48 +159,42 @@ pub fn attend(
         assert!(row.pages[..needed].iter().all(|page| (*page as usize) < pages), "page number");
         longest = longest.max(needed);
     }
-    // Room for whole vectors behind the last page.
-    let reach = longest * shape.page_tokens + shape.stride() + LANES;
-    scratch.resize(team.threads() * GROUP * reach, 0.0);
-    let (isa, scratch, out) = (team.isa(), Racy(scratch.as_mut_ptr()), Racy(out.as_mut_ptr()));
-    let group = heads / shape.kv_heads;
-    team.run(rows.len() * shape.kv_heads, |thread, part| {
-        let (row, kv_head) = (part / shape.kv_heads, part % shape.kv_heads);
-        let mut done = 0;
-        while done < group {
-            let count = GROUP.min(group - done);
-            let at = row * width + (kv_head * group + done) * shape.dim;
-            // SAFETY: `thread` has its own piece of the scratch, and heads of a row are this
-            // part's alone; both pieces lie within their buffers.
-            let (scores, out) = unsafe { (scratch.get().add(thread * GROUP * reach), out.get().add(at)) };
-            let sight = rows[row];
-            isa.run(Heads {
-                kv,
-                scoring,
-                sight,
-                kv_head,
-                query: &query[at..at + count * shape.dim],
-                scores,
-                reach,
-                out,
-            });
-            done += count;
-        }
-    });
+    longest
 }
 
-/// Up to GROUP query heads of one row that share a key/value head.
-struct Heads<'a> {
+/// Cuts the rows into blocks of neighbours that see the same pages.
+fn blocks(rows: &[Sight<'_>]) -> Vec<(usize, usize)> {
+    let mut blocks: Vec<(usize, usize)> = Vec::new();
+    for (i, row) in rows.iter().enumerate() {
+        match blocks.last_mut() {
+            Some((first, end)) if *end - *first < TOGETHER && rows[*first].pages == row.pages => *end = i + 1,
+            _ => blocks.push((i, i + 1)),
+        }
+    }
+    blocks
+}
+
+/// Rows of one sequence, for query heads that share a key/value head.
+#[derive(Clone, Copy)]
+struct Block<'a> {
     kv: Kv<'a>,
     scoring: Scoring,
-    sight: Sight<'a>,
+    /// At most TOGETHER, all with the same pages.
+    sights: &'a [Sight<'a>],
     kv_head: usize,
+    /// The heads of the first row begin here, those of the next `width` further on.
     query: &'a [f32],
-    /// GROUP x reach
+    width: usize,
+    /// TOGETHER x GROUP x reach scores, then TOGETHER x GROUP x width of values.
     scores: *mut f32,
     reach: usize,
-    /// As many floats as `query`.
+    /// As `query`.
     out: *mut f32,
+}
+
+struct Heads<'a> {
+    block: Block<'a>,
+    heads: usize,
 }
 
 impl Kernel for Heads<'_> {
@@ -174,81 +204,136 @@ impl Kernel for Heads<'_> {
     fn run<V: Lanes>(self) {
         // SAFETY: `attend` checked pages and shapes and gave exclusive pieces.
         unsafe {
-            match self.query.len() / self.kv.shape.dim {
-                1 => self.heads::<V, 1>(),
-                2 => self.heads::<V, 2>(),
-                3 => self.heads::<V, 3>(),
-                _ => self.heads::<V, 4>(),
+            match self.heads {
+                1 => self.block.heads::<V, 1>(),
+                2 => self.block.heads::<V, 2>(),
+                3 => self.block.heads::<V, 3>(),
+                _ => self.block.heads::<V, 4>(),
             }
         }
     }
 }
 
-impl Heads<'_> {
+impl Block<'_> {
+    /// The positions that row `row` of the block sees.
+    #[inline(always)]
+    fn span(&self, row: usize) -> (usize, usize) {
+        let position = self.sights[row].position;
+        (self.scoring.first(position), position as usize + 1)
+    }
+
+    /// Calls `work(row, page, first, span)` for every page and every row that sees some of it; the
+    /// page begins at position `first`.
+    #[inline(always)]
+    fn each_page(&self, mut work: impl FnMut(usize, usize, usize, (usize, usize))) {
+        let page_tokens = self.kv.shape.page_tokens;
+        for (i, page) in self.sights[0].pages.iter().enumerate() {
+            let first = i * page_tokens;
+            for row in 0..self.sights.len() {
+                let span = self.span(row);
+                if first < span.1 && span.0 < first + page_tokens {
+                    work(row, *page as usize, first, span);
+                }
+            }
+        }
+    }
+
     /// # Safety
     /// As `attend` arranges it; G is the number of heads.
     #[inline(always)]
     unsafe fn heads<V: Lanes, const G: usize>(&self) {
         let shape = self.kv.shape;
-        let span = (self.scoring.first(self.sight.position), self.sight.position as usize + 1);
-        let len = span.1;
         // SAFETY: pages exist; scores reach a whole vector beyond the last page.
         unsafe {
-            for (i, page) in self.pages(span) {
-                let first = i * shape.page_tokens;
-                let keys = self.kv.keys.as_ptr().add(*page as usize * shape.key_page());
+            self.each_page(|row, page, first, span| {
+                let keys = self.kv.keys.as_ptr().add(page * shape.key_page());
                 let keys = keys.add(self.kv_head * shape.dim * shape.stride());
-                let used = shape.page_tokens.min(len - first).next_multiple_of(LANES);
+                let used = shape.page_tokens.min(span.1 - first).next_multiple_of(LANES);
                 let mut slot = 0;
-                while slot + 2 * LANES <= used {
-                    self.scores::<V, G, 2>(keys.add(slot), first + slot);
+                while (V::WIDE || G <= 2) && slot + 2 * LANES <= used {
+                    self.scores::<V, G, 2>(keys.add(slot), row, first + slot);
                     slot += 2 * LANES;
                 }
-                if slot < used {
-                    self.scores::<V, G, 1>(keys.add(slot), first + slot);
+                while slot < used {
+                    self.scores::<V, G, 1>(keys.add(slot), row, first + slot);
+                    slot += LANES;
+                }
+            });
+            let mut totals = [[0f32; G]; TOGETHER];
+            for row in 0..self.sights.len() {
+                for g in 0..G {
+                    totals[row][g] = soften::<V>(self.score(row, g), self.span(row));
+                    std::slice::from_raw_parts_mut(self.sum(row, g), shape.width()).fill(0.0);
                 }
             }
-            let mut totals = [0f32; G];
-            for g in 0..G {
-                totals[g] = soften::<V>(self.scores.add(g * self.reach), span);
-            }
-            let mut at = 0;
-            while at + 4 * LANES <= shape.width() {
-                self.values::<V, G, 4>(at, span, &totals);
-                at += 4 * LANES;
-            }
-            while at < shape.width() {
-                self.values::<V, G, 1>(at, span, &totals);
-                at += LANES;
-            }
+            self.each_page(|row, page, first, span| {
+                let values = self.kv.values.as_ptr().add(page * shape.value_page());
+                let values = values.add(self.kv_head * shape.page_tokens * shape.width());
+                let slots = (span.0.saturating_sub(first), shape.page_tokens.min(span.1 - first));
+                let mut at = 0;
+                // As many sums as the registers hold.
+                if V::WIDE {
+                    while at + 4 * LANES <= shape.width() {
+                        self.values::<V, G, 4>(values.add(at), (row, at), first, slots);
+                        at += 4 * LANES;
+                    }
+                } else if G <= 2 {
+                    while at + 2 * LANES <= shape.width() {
+                        self.values::<V, G, 2>(values.add(at), (row, at), first, slots);
+                        at += 2 * LANES;
+                    }
+                }
+                while at < shape.width() {
+                    self.values::<V, G, 1>(values.add(at), (row, at), first, slots);
+                    at += LANES;
+                }
+            });
+            self.finish(&totals);
         }
     }
 
-    /// The pages that hold positions `span.0..span.1`, with their places in the sequence.
+    /// Where the scores of a row's head begin.
+    /// # Safety
+    /// `row` and `head` must be of the block.
     #[inline(always)]
-    fn pages(&self, span: (usize, usize)) -> impl Iterator<Item = (usize, &u32)> {
-        let page_tokens = self.kv.shape.page_tokens;
-        let used = self.sight.pages.iter().enumerate().take(span.1.div_ceil(page_tokens));
-        used.skip(span.0 / page_tokens)
+    unsafe fn score(&self, row: usize, head: usize) -> *mut f32 {
+        // SAFETY: within the scratch.
+        unsafe { self.scores.add((row * GROUP + head) * self.reach) }
+    }
+
+    /// Where the sums of a row's head begin.
+    /// # Safety
+    /// `row` and `head` must be of the block.
+    #[inline(always)]
+    unsafe fn sum(&self, row: usize, head: usize) -> *mut f32 {
+        let at = TOGETHER * GROUP * self.reach + (row * GROUP + head) * self.kv.shape.width();
+        // SAFETY: within the scratch.
+        unsafe { self.scores.add(at) }
     }
 
     /// Scores of C x 16 positions from `first` on, whose keys begin at `keys`.
     /// # Safety
     /// As `heads`.
     #[inline(always)]
-    unsafe fn scores<V: Lanes, const G: usize, const C: usize>(&self, keys: *const f32, first: usize) {
+    unsafe fn scores<V: Lanes, const G: usize, const C: usize>(
+        &self,
+        keys: *const f32,
+        row: usize,
+        first: usize,
+    ) {
         let shape = self.kv.shape;
         let scale = V::splat(self.scoring.scale);
         let mut score = [[V::splat(0.0); C]; G];
         // SAFETY: vouched for by the caller.
         unsafe {
+            let query = self.query.as_ptr().add(row * self.width);
             for d in 0..shape.dim {
                 let mut key = [V::splat(0.0); C];
                 for c in 0..C {
                     key[c] = V::load(keys.add(d * shape.stride() + c * LANES));
                 }
                 for g in 0..G {
-                    let q = V::splat(*self.query.as_ptr().add(g * shape.dim + d));
+                    let q = V::splat(*query.add(g * shape.dim + d));
                     for c in 0..C {
                         score[g][c] = q.fma(key[c], score[g][c]);
                     }
@@ -256,7 +341,7 @@ impl Heads<'_> {
             }
             for g in 0..G {
                 for c in 0..C {
-                    let to = self.scores.add(g * self.reach + first + c * LANES);
+                    let to = self.score(row, g).add(first + c * LANES);
                     let scaled = score[g][c].mul(scale);
                     match self.scoring.cap {
                         None => scaled.store(to),
@@ -267,46 +352,63 @@ impl Heads<'_> {
         }
     }
 
-    /// Weighted sums of C x 16 dimensions from `at` on.
+    /// Adds the weighted values of a page's `slots` to the sums of C x 16 dimensions; `values` are
+    /// those of the page's first slot, at position `first`.
     /// # Safety
     /// As `heads`.
     #[inline(always)]
     unsafe fn values<V: Lanes, const G: usize, const C: usize>(
         &self,
-        at: usize,
-        span: (usize, usize),
-        totals: &[f32; G],
+        values: *const f32,
+        (row, at): (usize, usize),
+        first: usize,
+        slots: (usize, usize),
     ) {
-        let shape = self.kv.shape;
+        let width = self.kv.shape.width();
         let mut sum = [[V::splat(0.0); C]; G];
         // SAFETY: vouched for by the caller.
         unsafe {
-            for (i, page) in self.pages(span) {
-                let first = i * shape.page_tokens;
-                let values = self.kv.values.as_ptr().add(*page as usize * shape.value_page());
-                let values = values.add(self.kv_head * shape.page_tokens * shape.width() + at);
-                for slot in span.0.saturating_sub(first)..shape.page_tokens.min(span.1 - first) {
-                    let mut value = [V::splat(0.0); C];
+            for g in 0..G {
+                for c in 0..C {
+                    sum[g][c] = V::load(self.sum(row, g).add(at + c * LANES));
+                }
+            }
+            let weights = self.score(row, 0).add(first);
+            for slot in slots.0..slots.1 {
+                let mut value = [V::splat(0.0); C];
+                for c in 0..C {
+                    value[c] = V::load(values.add(slot * width + c * LANES));
+                }
+                for g in 0..G {
+                    let weight = V::splat(*weights.add(g * self.reach + slot));
                     for c in 0..C {
-                        value[c] = V::load(values.add(slot * shape.width() + c * LANES));
-                    }
-                    for g in 0..G {
-                        let weight = V::splat(*self.scores.add(g * self.reach + first + slot));
-                        for c in 0..C {
-                            sum[g][c] = weight.fma(value[c], sum[g][c]);
-                        }
+                        sum[g][c] = weight.fma(value[c], sum[g][c]);
                     }
                 }
             }
             for g in 0..G {
-                let inverse = V::splat(1.0 / totals[g]);
                 for c in 0..C {
-                    let mut lanes = [0f32; LANES];
-                    sum[g][c].mul(inverse).store(lanes.as_mut_ptr());
-                    let from = at + c * LANES;
-                    let count = LANES.min(shape.dim.saturating_sub(from));
-                    let to = self.out.add(g * shape.dim + from.min(shape.dim));
-                    to.copy_from_nonoverlapping(lanes.as_ptr(), count);
+                    sum[g][c].store(self.sum(row, g).add(at + c * LANES));
+                }
+            }
+        }
+    }
+
+    /// Divides the sums by the totals.
+    /// # Safety
+    /// As `heads`.
+    #[inline(always)]
+    unsafe fn finish<const G: usize>(&self, totals: &[[f32; G]; TOGETHER]) {
+        let dim = self.kv.shape.dim;
+        // SAFETY: `dim` sums and outputs of each head and row exist and are ours.
+        unsafe {
+            for (row, totals) in totals.iter().enumerate().take(self.sights.len()) {
+                for (g, total) in totals.iter().enumerate() {
+                    let inverse = 1.0 / total;
+                    let (sum, out) = (self.sum(row, g), self.out.add(row * self.width + g * dim));
+                    for d in 0..dim {
+                        *out.add(d) = *sum.add(d) * inverse;
+                    }
                 }
             }
         }

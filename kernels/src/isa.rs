@@ -12,7 +12,9 @@ pub enum Isa {
     Scalar,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, VL and DQ.
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
@@ -25,7 +27,7 @@ pub(crate) trait Kernel {
 
 impl Isa {
     /// The fastest one of this CPU, or a lower one named by `CARAVAN_ISA` (`scalar`, `avx2`,
-    /// `avx512`). A name that is unknown or above the CPU's is ignored.
+    /// `avxvnni`, `avx512`). A name that is unknown or above the CPU's is ignored.
     pub fn detect() -> Isa {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
@@ -33,6 +35,7 @@ impl Isa {
             match std::env::var("CARAVAN_ISA").as_deref() {
                 Ok("scalar") => Isa::Scalar,
                 Ok("avx2") => best.min(Isa::Avx2),
+                Ok("avxvnni") if Isa::available().contains(&Isa::AvxVnni) => Isa::AvxVnni,
                 _ => best,
             }
         })
@@ -40,7 +43,8 @@ impl Isa {
 
     /// Every instruction set this CPU can run.
     pub fn available() -> Vec<Isa> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| *isa <= Isa::best()).collect()
+        let all = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+        all.into_iter().filter(|isa| isa.supported()).collect()
     }
 
     /// Lower-case name, as in `CARAVAN_ISA`.
@@ -48,42 +52,55 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Isa::available().into_iter().max().unwrap_or(Isa::Scalar))
+    }
+
+    /// Both the CPU and the system (which must save the registers) grant it.
+    #[cfg(target_arch = "x86_64")]
+    fn supported(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        let avx512 = avx2
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq");
-        match (avx2, avx512) {
-            (_, true) => Isa::Avx512,
-            (true, false) => Isa::Avx2,
-            (false, false) => Isa::Scalar,
+        match self {
+            Isa::Scalar => true,
+            Isa::Avx2 => avx2,
+            Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+            Isa::Avx512 => {
+                avx2 && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn best() -> Isa {
-        Isa::Scalar
+    fn supported(self) -> bool {
+        self == Isa::Scalar
     }
 
-    /// Runs a kernel on this instruction set; on the best one below it if the CPU lacks it.
+    /// Runs a kernel on this instruction set; on plain code if the CPU lacks it.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         #[cfg(target_arch = "x86_64")]
-        match self.min(Isa::best()) {
-            // SAFETY: `best` found the features of this function on the running CPU.
-            Isa::Avx512 => return unsafe { x86::avx512(kernel) },
-            // SAFETY: as above.
-            Isa::Avx2 => return unsafe { x86::avx2(kernel) },
-            Isa::Scalar => {}
+        if self.supported() {
+            match self {
+                // SAFETY: `supported` found the features of this function on the running CPU.
+                Isa::Avx512 => return unsafe { x86::avx512(kernel) },
+                // SAFETY: as above.
+                Isa::AvxVnni => return unsafe { x86::avx_vnni(kernel) },
+                // SAFETY: as above.
+                Isa::Avx2 => return unsafe { x86::avx2(kernel) },
+                Isa::Scalar => {}
+            }
         }
         kernel.run::<Scalar>()
     }
@@ -94,13 +111,18 @@ mod x86 {
     use super::Kernel;
     use crate::lanes::{Avx2, Avx512};
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     pub(super) fn avx512<K: Kernel>(kernel: K) -> K::Out {
         kernel.run::<Avx512>()
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn avx2<K: Kernel>(kernel: K) -> K::Out {
-        kernel.run::<Avx2>()
+        kernel.run::<Avx2<false>>()
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    pub(super) fn avx_vnni<K: Kernel>(kernel: K) -> K::Out {
+        kernel.run::<Avx2<true>>()
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Must never know of models, sequences, files' formats beyond weight blocks, or the network.
 
+mod activations;
 pub mod attention;
 mod blocks;
 mod isa;
@@ -20,6 +21,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 
+pub use activations::Activations;
 pub use blocks::WeightType;
 pub use isa::Isa;
 pub use matmul::{Product, Store, gated, multiply};

@@ -1,14 +1,16 @@
 //! Weight matrices packed once for the kernels; the file's form is not kept.
 //!
-//! Sixteen output columns make a panel; a panel is a row of blocks along K; a block is a few
-//! 64-byte lines: the columns' scales, their minima (if the format has them), then the numbers with
-//! the columns side by side. Four-bit numbers stay four-bit (word j of a line holds eight
-//! consecutive k of column j, lowest nibble first), others are bytes, 16-bit or 32-bit floats.
-//! Columns beyond the last and k beyond the end are zeros.
+//! Sixteen output columns make a panel. A panel of a quantised matrix is its blocks' numbers, block
+//! after block along K, then their scales, as the file has them (half precision, or a K format's
+//! six- and eight-bit scales): a packed matrix is as large as the file's tensor. Numbers lie so that
+//! a few shifts and masks give pairs of neighbouring k, column after column (`Quants`). Panels of
+//! floats are rows of k with the columns side by side. Columns beyond the last and k beyond the end
+//! are zeros.
 //!
 //! Must never change a weight: unpacking gives exactly `d * q + m` of the file.
 
-use crate::blocks::{self, WeightType};
+use crate::activations::BLOCK;
+use crate::blocks::{self, UnitScales, WeightType};
 use crate::lanes::{LANES, bf16_to_f32, f16_to_f32};
 
 /// Sixteen columns of something, in one cache line.
@@ -18,52 +20,98 @@ pub(crate) struct Line(pub [u32; LANES]);
 
 const ZERO: Line = Line([0; LANES]);
 
-/// How the numbers of a block lie in its lines.
+/// How the numbers of a panel lie in its lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// 32 numbers of four bits that stand for `nibble + offset`.
-    Nibble {
-        offset: i32,
-        min: bool,
-    },
-    /// 32 signed bytes.
-    Byte {
-        min: bool,
-    },
-    /// 16 signed bytes.
-    Byte16,
+    Quants(Quants),
     F16,
     Bf16,
     F32,
 }
 
+/// Whole numbers of `bits` bits that stand for `number - offset`. A block of 32 k takes `bits` lines.
+///
+/// Word j of a line belongs to column j, its low half to even k, its high half to odd k. Line i of
+/// the first four holds the low four bits of pairs 4i.. in the nibbles of the halves, lowest first.
+/// With five bits, line 4 holds the fifth bit of pair p at bit p of each half; with six, lines 4 and
+/// 5 hold two bits of pair p at bit 2 (p mod 8). With eight bits, a line holds two pairs, each 16
+/// columns of two bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quants {
+    pub bits: usize,
+    pub offset: i32,
+    pub scales: Scales,
+}
+
+/// What follows the numbers of a panel; each item is 16 columns wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// For each block: d (half precision).
+    One,
+    /// For each block: d, m (half precision).
+    Min,
+    /// For each 256 k: d, dmin (half precision), then for each block scale, min (bytes).
+    Super,
+    /// For each 256 k: d (half precision), then a signed byte for each 16 k.
+    Signed,
+}
+
+/// k that share the half-precision scales of a K format.
+pub(crate) const SUPER: usize = 256;
+
+impl Scales {
+    /// Bytes for each `Scales::span` k.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Scales::One => 2 * LANES,
+            Scales::Min => 4 * LANES,
+            Scales::Super => 4 * LANES + SUPER / BLOCK * 2 * LANES,
+            Scales::Signed => 2 * LANES + SUPER / 16 * LANES,
+        }
+    }
+
+    pub(crate) const fn span(self) -> usize {
+        match self {
+            Scales::One | Scales::Min => BLOCK,
+            Scales::Super | Scales::Signed => SUPER,
+        }
+    }
+}
+
 impl Layout {
     fn of(kind: WeightType) -> Layout {
+        let quants = |bits, scales| Layout::Quants(Quants { bits, offset: blocks::offset(kind), scales });
         match kind {
             WeightType::F32 => Layout::F32,
             WeightType::F16 => Layout::F16,
             WeightType::Bf16 => Layout::Bf16,
-            WeightType::Q4_0 => Layout::Nibble { offset: -8, min: false },
-            WeightType::Q4_1 | WeightType::Q4K => Layout::Nibble { offset: 0, min: true },
-            WeightType::Q5_1 | WeightType::Q5K => Layout::Byte { min: true },
-            WeightType::Q5_0 | WeightType::Q8_0 => Layout::Byte { min: false },
-            WeightType::Q6K => Layout::Byte16,
+            WeightType::Q4_0 => quants(4, Scales::One),
+            WeightType::Q4_1 => quants(4, Scales::Min),
+            WeightType::Q5_0 => quants(5, Scales::One),
+            WeightType::Q5_1 => quants(5, Scales::Min),
+            WeightType::Q8_0 => quants(8, Scales::One),
+            WeightType::Q4K => quants(4, Scales::Super),
+            WeightType::Q5K => quants(5, Scales::Super),
+            WeightType::Q6K => quants(6, Scales::Signed),
         }
     }
 
-    /// (numbers, lines of scales and minima, lines of numbers) of a block.
-    pub(crate) const fn block(self) -> (usize, usize, usize) {
+    /// Lines of numbers in a panel.
+    pub(crate) fn number_lines(self, k: usize) -> usize {
         match self {
-            Layout::Nibble { min, .. } => (32, 1 + min as usize, 4),
-            Layout::Byte { min } => (32, 1 + min as usize, 8),
-            Layout::Byte16 => (16, 1, 4),
-            Layout::F16 | Layout::Bf16 => (32, 0, 16),
-            Layout::F32 => (32, 0, 32),
+            Layout::Quants(quants) => k / BLOCK * quants.bits,
+            Layout::F16 | Layout::Bf16 => k.div_ceil(2),
+            Layout::F32 => k,
         }
     }
 
-    pub(crate) fn has_min(self) -> bool {
-        matches!(self, Layout::Nibble { min: true, .. } | Layout::Byte { min: true })
+    fn scale_lines(self, k: usize) -> usize {
+        match self {
+            Layout::Quants(Quants { scales, .. }) => {
+                (k / scales.span() * scales.bytes()).div_ceil(size_of::<Line>())
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -92,6 +140,16 @@ pub struct Matrix {
 impl Matrix {
     /// Packs `n` rows of `k` elements as they lie in the file.
     pub fn pack(kind: WeightType, k: usize, n: usize, bytes: &[u8]) -> Result<Matrix, PackError> {
+        Matrix::pack_with(1, kind, (k, n), bytes)
+    }
+
+    /// `pack` of `n` rows of `k` elements by `threads` threads.
+    pub fn pack_with(
+        threads: usize,
+        kind: WeightType,
+        (k, n): (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Matrix, PackError> {
         let row_bytes = kind.row_bytes(k).ok_or(PackError::RowLength { k, kind })?;
         let want = row_bytes.checked_mul(n).ok_or(PackError::Size)?;
         if k == 0 || n == 0 {
@@ -100,21 +158,37 @@ impl Matrix {
         if bytes.len() != want {
             return Err(PackError::Bytes { got: bytes.len(), want });
         }
-        let layout = Layout::of(kind);
-        let mut matrix = Matrix { layout, k, n, lines: Vec::new() };
-        let lines = n.div_ceil(LANES).checked_mul(matrix.panel_lines()).ok_or(PackError::Size)?;
-        matrix.lines = vec![ZERO; lines];
+        let mut matrix = Matrix { layout: Layout::of(kind), k, n, lines: Vec::new() };
         let panel_lines = matrix.panel_lines();
-        for (panel, lines) in matrix.lines.chunks_exact_mut(panel_lines).enumerate() {
-            let first = panel * LANES;
-            for row in first..n.min(first + LANES) {
-                let source = &bytes[row * row_bytes..(row + 1) * row_bytes];
-                if !put_row(kind, layout, source, lines, row - first) {
-                    return Err(PackError::NotFinite { row });
+        let lines = n.div_ceil(LANES).checked_mul(panel_lines).ok_or(PackError::Size)?;
+        matrix.lines = vec![ZERO; lines];
+        // A thread takes whole panels; below this many bytes it is not worth its start.
+        let parts = threads.clamp(1, bytes.len().div_ceil(1 << 20));
+        let panels = n.div_ceil(LANES).div_ceil(parts);
+        let format = (kind, matrix.layout);
+        let pieces = matrix.lines.chunks_mut(panels * panel_lines);
+        let pieces = pieces.zip(bytes.chunks(panels * LANES * row_bytes));
+        let bad = std::thread::scope(|scope| {
+            let mut running = Vec::new();
+            for (i, (lines, rows)) in pieces.enumerate() {
+                let mut work = move || put_panels(format, rows, row_bytes, lines, panel_lines);
+                let first = i * panels * LANES;
+                if i == 0 && parts == 1 {
+                    return work();
                 }
+                running.push((first, scope.spawn(work)));
             }
+            let ends = running.into_iter().map(|(first, thread)| match thread.join() {
+                Ok(bad) => bad.map(|row| first + row),
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            // All are joined, and the first row is named.
+            ends.collect::<Vec<_>>().into_iter().flatten().next()
+        });
+        match bad {
+            Some(row) => Err(PackError::NotFinite { row }),
+            None => Ok(matrix),
         }
-        Ok(matrix)
     }
 
     /// Inputs: the length of a reduction.
@@ -137,46 +211,99 @@ impl Matrix {
     }
 
     pub(crate) fn panel_lines(&self) -> usize {
-        let (numbers, head, body) = self.layout.block();
-        self.k.div_ceil(numbers) * (head + body)
+        self.layout.number_lines(self.k) + self.layout.scale_lines(self.k)
     }
 
     /// Weights of output `row` as floats: each `d * q + m`, rounded once. `out` takes `k` of them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
-        let (numbers, head, body) = self.layout.block();
         let panel = &self.lines[row / LANES * self.panel_lines()..][..self.panel_lines()];
+        let (numbers, heads) = panel.split_at(self.layout.number_lines(self.k));
         let lane = row % LANES;
-        for (block, out) in panel.chunks_exact(head + body).zip(out.chunks_mut(numbers)) {
-            let d = if head > 0 { f32::from_bits(block[0].0[lane]) } else { 1.0 };
-            let m = if head > 1 { f32::from_bits(block[1].0[lane]) } else { 0.0 };
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = match self.layout {
-                    Layout::F32 | Layout::F16 | Layout::Bf16 => number(self.layout, block, i, lane),
-                    _ => d.mul_add(number(self.layout, &block[head..], i, lane), m),
-                };
+        let short = |i: usize| (numbers[i / 2].0[i % 2 * 8 + lane / 2] >> (lane % 2 * 16)) as u16;
+        for (i, out) in out.iter_mut().enumerate().take(self.k) {
+            *out = match self.layout {
+                Layout::F32 => f32::from_bits(numbers[i].0[lane]),
+                Layout::F16 => f16_to_f32(short(i)),
+                Layout::Bf16 => bf16_to_f32(short(i)),
+                Layout::Quants(quants) => {
+                    let lines = &numbers[i / BLOCK * quants.bits..];
+                    let (d, m) = scales(quants.scales, bytes_of(heads), i, lane);
+                    d.mul_add((quant(quants.bits, lines, i % BLOCK, lane) - quants.offset) as f32, m)
+                }
+            };
+        }
+    }
+}
+
+/// Lines as bytes, in the order in which the kernels load them.
+fn bytes_of(lines: &[Line]) -> &[u8] {
+    // SAFETY: lines are plain words without padding, side by side; any byte is a valid u8.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+fn bytes_of_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are valid words.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+}
+
+fn half(heads: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_ne_bytes([heads[at], heads[at + 1]]))
+}
+
+/// (d, m) of weight `i` of a column.
+fn scales(scales: Scales, heads: &[u8], i: usize, lane: usize) -> (f32, f32) {
+    let at = i / scales.span() * scales.bytes();
+    let (first, second) = (at + 2 * lane, at + 2 * LANES + 2 * lane);
+    match scales {
+        Scales::One => (half(heads, first), 0.0),
+        Scales::Min => (half(heads, first), half(heads, second)),
+        Scales::Super => {
+            let sub = at + 4 * LANES + i % SUPER / BLOCK * 2 * LANES + lane;
+            let (scale, min) = (heads[sub], heads[sub + LANES]);
+            (half(heads, first) * f32::from(scale), -(half(heads, second) * f32::from(min)))
+        }
+        Scales::Signed => {
+            let scale = heads[at + 2 * LANES + i % SUPER / 16 * LANES + lane] as i8;
+            (half(heads, first) * f32::from(scale), 0.0)
+        }
+    }
+}
+
+/// Number `i` of column `lane` of a block, without the offset.
+fn quant(bits: usize, lines: &[Line], i: usize, lane: usize) -> i32 {
+    if bits == 8 {
+        return i32::from(bytes_of(lines)[i / 2 * 2 * LANES + 2 * lane + i % 2] as i8);
+    }
+    let low = (lines[i / 8].0[lane] >> (i % 2 * 16 + i / 2 % 4 * 4)) & 15;
+    let high = match bits {
+        5 => (lines[4].0[lane] >> (i % 2 * 16 + i / 2)) & 1,
+        6 => (lines[4 + i / 16].0[lane] >> (i % 2 * 16 + i / 2 % 8 * 2)) & 3,
+        _ => 0,
+    };
+    (low | high << 4) as i32
+}
+
+/// Packs rows into panels; the first row with a number that is not finite, if any.
+fn put_panels(
+    format: (WeightType, Layout),
+    rows: &[u8],
+    row_bytes: usize,
+    lines: &mut [Line],
+    panel_lines: usize,
+) -> Option<usize> {
+    let panels = lines.chunks_exact_mut(panel_lines).zip(rows.chunks(LANES * row_bytes));
+    for (panel, (lines, rows)) in panels.enumerate() {
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            if !put_row(format, row, lines, lane) {
+                return Some(panel * LANES + lane);
             }
         }
     }
-}
-
-/// Number `i` of column `lane` in the lines of a block.
-fn number(layout: Layout, lines: &[Line], i: usize, lane: usize) -> f32 {
-    let short = || (lines[i / 2].0[i % 2 * 8 + lane / 2] >> (lane % 2 * 16)) as u16;
-    match layout {
-        Layout::Nibble { offset, .. } => {
-            (((lines[i / 8].0[lane] >> (i % 8 * 4)) & 15) as i32 + offset) as f32
-        }
-        Layout::Byte { .. } | Layout::Byte16 => {
-            f32::from((lines[i / 4].0[i % 4 * 4 + lane / 4] >> (lane % 4 * 8)) as u8 as i8)
-        }
-        Layout::F16 => f16_to_f32(short()),
-        Layout::Bf16 => bf16_to_f32(short()),
-        Layout::F32 => f32::from_bits(lines[i].0[lane]),
-    }
+    None
 }
 
 /// Writes one row of the tensor into its lane of the panel; false if a number is not finite.
-fn put_row(kind: WeightType, layout: Layout, row: &[u8], panel: &mut [Line], lane: usize) -> bool {
+fn put_row((kind, layout): (WeightType, Layout), row: &[u8], panel: &mut [Line], lane: usize) -> bool {
     match layout {
         Layout::F32 => {
             for (line, bytes) in panel.iter_mut().zip(row.chunks_exact(4)) {
@@ -196,37 +323,70 @@ fn put_row(kind: WeightType, layout: Layout, row: &[u8], panel: &mut [Line], lan
                 panel[i / 2].0[i % 2 * 8 + lane / 2] |= u32::from(short) << (lane % 2 * 16);
             }
         }
-        _ => {
-            let (_, head, body) = layout.block();
-            for (index, lines) in panel.chunks_exact_mut(head + body).enumerate() {
-                let block = blocks::read(kind, row, index);
-                if !block.d.is_finite() || !block.m.is_finite() {
+        Layout::Quants(quants) => {
+            let (elements, bytes) = kind.unit();
+            let k = row.len() / bytes * elements;
+            let (numbers, heads) = panel.split_at_mut(layout.number_lines(k));
+            for (block, lines) in numbers.chunks_exact_mut(quants.bits).enumerate() {
+                let unit = &row[block * BLOCK / elements * bytes..][..bytes];
+                put_numbers(quants, &blocks::numbers(kind, unit, block % (elements / BLOCK)), lines, lane);
+            }
+            for (span, unit) in row.chunks_exact(bytes).enumerate() {
+                let scales = blocks::scales(kind, unit);
+                if !scales.finite() {
                     return false;
                 }
-                put_block(layout, &block, lines, lane);
+                put_scales(&scales, (&mut *heads, span * quants.scales.bytes()), lane);
             }
         }
     }
     true
 }
 
-fn put_block(layout: Layout, block: &blocks::Block, lines: &mut [Line], lane: usize) {
-    let (numbers, head, _) = layout.block();
-    lines[0].0[lane] = block.d.to_bits();
-    if head > 1 {
-        lines[1].0[lane] = block.m.to_bits();
+fn put_numbers(quants: Quants, numbers: &[u8; BLOCK], lines: &mut [Line], lane: usize) {
+    if quants.bits == 8 {
+        for (pair, out) in
+            numbers.as_chunks::<2>().0.iter().zip(bytes_of_mut(lines).chunks_exact_mut(2 * LANES))
+        {
+            out[2 * lane..2 * lane + 2].copy_from_slice(pair);
+        }
+        return;
     }
-    let lines = &mut lines[head..];
-    if let Layout::Nibble { offset, .. } = layout {
-        for (line, eight) in lines.iter_mut().zip(block.q.chunks_exact(8)) {
-            let words = eight.iter().enumerate();
-            line.0[lane] =
-                words.fold(0, |word, (i, &q)| word | (((i32::from(q) - offset) as u32) << (4 * i)));
+    for (i, eight) in numbers.as_chunks::<8>().0.iter().enumerate() {
+        let raw = u64::from_le_bytes(*eight);
+        lines[i].0[lane] = gather::<4>(raw);
+        match quants.bits {
+            5 => lines[4].0[lane] |= gather::<1>(raw >> 4) << (4 * i),
+            6 => lines[4 + i / 2].0[lane] |= gather::<2>(raw >> 4) << (i % 2 * 8),
+            _ => {}
         }
-    } else {
-        for (i, &q) in block.q.iter().take(numbers).enumerate() {
-            lines[i / 4].0[i % 4 * 4 + lane / 4] |= u32::from(q as u8) << (lane % 4 * 8);
-        }
+    }
+}
+
+/// The lowest N bits of eight bytes: those of bytes 0, 2, 4, 6 side by side in the low half, those of
+/// the others in the high half.
+fn gather<const N: u32>(bytes: u64) -> u32 {
+    let mask = (1 << N) - 1;
+    let four = |bytes: u64| {
+        let bytes = bytes & (mask * 0x0001_0001_0001_0001);
+        let together = bytes | bytes >> (16 - N) | bytes >> (2 * (16 - N)) | bytes >> (3 * (16 - N));
+        together as u32 & ((1 << (4 * N)) - 1)
+    };
+    four(bytes) | four(bytes >> 8) << 16
+}
+
+/// The scales of one unit of the file, from byte `at` of `heads` on. Each item is 16 columns wide;
+/// the (scale, min) pairs of the K formats alternate.
+fn put_scales(scales: &UnitScales, (heads, at): (&mut [Line], usize), lane: usize) {
+    let heads = &mut bytes_of_mut(heads)[at..];
+    let halves = scales.halves();
+    for (half, out) in halves.iter().zip(heads.chunks_exact_mut(2 * LANES)) {
+        let half = u16::from_le_bytes(*half).to_ne_bytes();
+        out[2 * lane..2 * lane + 2].copy_from_slice(&half);
+    }
+    let heads = heads[halves.len() * 2 * LANES..].chunks_exact_mut(LANES);
+    for (byte, out) in scales.bytes().iter().zip(heads) {
+        out[lane] = *byte;
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use caravan_core::cluster::LayerTime;
 use caravan_core::model::{ModelConfig, Place, TensorSpec, TensorType};
-use caravan_kernels::{Matrix, Product, Store, Team, multiply};
+use caravan_kernels::{Activations, Matrix, Product, Store, Team, multiply};
 
 use crate::kv::KvCache;
 use crate::models::layer::{Layer, Spot};
@@ -140,10 +140,10 @@ fn head(config: &ModelConfig, tensors: &[TensorSpec], team: &mut Team) -> anyhow
     let part = [part];
     let matrix: Matrix = Loader::new(&part, &Blank, &|_| {}).matrix(name, config.hidden, columns)?;
     let input = vec![0.0; config.hidden as usize];
-    let (mut out, mut sums) = (vec![0.0; columns as usize], Vec::new());
+    let (mut out, mut acts) = (vec![0.0; columns as usize], Activations::default());
     let ms = median(|| {
         let mut products = [Product { matrix: &matrix, out: &mut out, store: Store::Set }];
-        multiply(team, &mut sums, 1, &input, &mut products);
+        multiply(team, &mut acts, 1, &input, &mut products);
     });
     Ok(ms * f64::from(config.vocab) / f64::from(columns))
 }

@@ -67,7 +67,7 @@ pub struct LoadedSlice {
 /// What decides the bits of this build's answers, besides the weights: kernel version and the
 /// precision of activations.
 pub fn numerics() -> String {
-    format!("{}/f32", limits::KERNEL_VERSION)
+    format!("{}/i16", limits::KERNEL_VERSION)
 }
 
 impl LoadedSlice {

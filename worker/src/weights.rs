@@ -22,6 +22,8 @@ pub struct Loader<'a> {
     progress: &'a dyn Fn(f64),
     done_bytes: Cell<u64>,
     all_bytes: u64,
+    /// Threads that pack; what comes out does not depend on them.
+    threads: usize,
 }
 
 impl<'a> Loader<'a> {
@@ -34,6 +36,7 @@ impl<'a> Loader<'a> {
             progress,
             done_bytes: Cell::new(0),
             all_bytes: tensors.iter().map(|tensor| tensor.bytes).sum::<u64>().max(1),
+            threads: std::thread::available_parallelism().map_or(1, |threads| threads.get().min(PACKERS)),
         }
     }
 
@@ -92,7 +95,8 @@ impl<'a> Loader<'a> {
         let (mut first, mut matrices) = (0, Vec::with_capacity(rows.len()));
         for n in rows.iter().map(|n| *n as usize) {
             let part = &bytes[first * row_bytes..(first + n) * row_bytes];
-            let matrix = Matrix::pack(weight_type(tensor.kind), dims[0] as usize, n, part)
+            let shape = (dims[0] as usize, n);
+            let matrix = Matrix::pack_with(self.threads, weight_type(tensor.kind), shape, part)
                 .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
             matrices.push(matrix);
             first += n;
@@ -147,6 +151,9 @@ impl<'a> Loader<'a> {
         (self.progress)(self.done_bytes.get() as f64 / self.all_bytes as f64);
     }
 }
+
+/// Threads that pack one matrix, at most: more wait for memory.
+const PACKERS: usize = 8;
 
 /// What every error about a model's tensors ends in.
 const ADVICE: &str = ": the model file does not fit its header; use a sound file, retrying won't help";

@@ -259,7 +259,7 @@ pub fn choice_seed(seed: u64, index: u64) -> u64 {
 /// The numerics profile of a model: what decides the bits of its answers.
 pub fn fingerprint(spec: &ModelSpec) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [limits::KERNEL_VERSION.as_bytes(), &spec.digest.0, b"activations f32"] {
+    for part in [limits::KERNEL_VERSION.as_bytes(), &spec.digest.0, b"activations i16"] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }

@@ -1,13 +1,14 @@
 //! Lanes in two 256-bit registers.
 //!
-//! Must equal `Scalar` to the bit.
+//! Must equal `Scalar` to the bit. With VNNI (AVX-VNNI), `dot` is one instruction a register.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Lanes;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2<const VNNI: bool>(__m256, __m256);
 
 /// The lower three levels of the tree of `Lanes::sum`.
 /// # Safety
@@ -22,12 +23,23 @@ pub(super) unsafe fn sum8(x: __m256) -> f32 {
     }
 }
 
+/// Not the intrinsic: the compiler takes that apart into a product and a sum.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn dot_vnni(mut sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the instruction only reads and writes the registers named.
+    unsafe {
+        asm!("{{vex}} vpdpwssd {0}, {1}, {2}", inout(ymm_reg) sum, in(ymm_reg) a, in(ymm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
 // SAFETY of every block below: values of these types exist only where `Isa::run` found AVX2, FMA
 // and F16C (see the trait); pointers are vouched for by the caller.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Lanes for Avx2 {
+impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type Words = (__m256i, __m256i);
-    type Table = __m256i;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -59,6 +71,15 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self {
+        unsafe {
+            let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
@@ -84,18 +105,83 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn table(offset: i32) -> __m256i {
-        unsafe { _mm256_set1_epi32(offset) }
+    fn splat_words(word: u32) -> Self::Words {
+        let half = unsafe { _mm256_set1_epi32(word as i32) };
+        (half, half)
     }
 
     #[inline(always)]
-    fn nibble(words: &mut Self::Words, table: __m256i) -> Self {
+    unsafe fn store_words(words: Self::Words, p: *mut u32) {
         unsafe {
-            let mask = _mm256_set1_epi32(15);
-            let low = _mm256_add_epi32(_mm256_and_si256(words.0, mask), table);
-            let high = _mm256_add_epi32(_mm256_and_si256(words.1, mask), table);
-            *words = (_mm256_srli_epi32::<4>(words.0), _mm256_srli_epi32::<4>(words.1));
-            Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+            _mm256_storeu_si256(p.cast(), words.0);
+            _mm256_storeu_si256(p.add(8).cast(), words.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs_i8(p: *const i8) -> Self::Words {
+        unsafe {
+            let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            (low, _mm256_cvtepi8_epi16(_mm_loadu_si128(p.add(16).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn and(a: Self::Words, b: Self::Words) -> Self::Words {
+        unsafe { (_mm256_and_si256(a.0, b.0), _mm256_and_si256(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        unsafe { (_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn shift_right<const N: u32>(words: Self::Words) -> Self::Words {
+        // The intrinsic's constant has another type; this form becomes the same instruction.
+        let count = unsafe { _mm_cvtsi32_si128(N as i32) };
+        unsafe { (_mm256_srl_epi32(words.0, count), _mm256_srl_epi32(words.1, count)) }
+    }
+
+    #[inline(always)]
+    fn shift_left<const N: u32>(words: Self::Words) -> Self::Words {
+        let count = unsafe { _mm_cvtsi32_si128(N as i32) };
+        unsafe { (_mm256_sll_epi32(words.0, count), _mm256_sll_epi32(words.1, count)) }
+    }
+
+    #[inline(always)]
+    fn sub_pairs(a: Self::Words, b: Self::Words) -> Self::Words {
+        unsafe { (_mm256_sub_epi16(a.0, b.0), _mm256_sub_epi16(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn dot(sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words {
+        unsafe {
+            if VNNI {
+                return (dot_vnni(sum.0, a.0, b.0), dot_vnni(sum.1, a.1, b.1));
+            }
+            let low = _mm256_add_epi32(sum.0, _mm256_madd_epi16(a.0, b.0));
+            (low, _mm256_add_epi32(sum.1, _mm256_madd_epi16(a.1, b.1)))
+        }
+    }
+
+    #[inline(always)]
+    fn from_words(words: Self::Words) -> Self {
+        unsafe { Avx2(_mm256_cvtepi32_ps(words.0), _mm256_cvtepi32_ps(words.1)) }
+    }
+
+    #[inline(always)]
+    fn to_words(self) -> Self::Words {
+        // The control register rounds to nearest: Rust programs never change it.
+        unsafe { (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1)) }
+    }
+
+    #[inline(always)]
+    fn pairs(low: Self::Words, high: Self::Words) -> Self::Words {
+        unsafe {
+            // Packing works within halves of 128 bits; the permutation puts the quarters in order.
+            let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low.0, low.1));
+            (low, _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(high.0, high.1)))
         }
     }
 

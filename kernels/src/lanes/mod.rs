@@ -23,10 +23,8 @@ pub(crate) const LANES: usize = 16;
 /// Values of an implementing type exist only inside `Isa::run`, which has checked the CPU: that is
 /// why arithmetic on them is safe. Every method must be `#[inline(always)]`.
 pub(crate) trait Lanes: Copy {
-    /// Sixteen 32-bit words of packed nibbles.
+    /// Sixteen 32-bit words: whole numbers, or pairs of 16-bit numbers (the first in the low half).
     type Words: Copy;
-    /// What `nibble` needs to turn 0..16 into numbers.
-    type Table: Copy;
     /// One vector is one register, and there are 32 of them.
     const WIDE: bool;
 
@@ -45,6 +43,11 @@ pub(crate) trait Lanes: Copy {
     /// `p` must be valid for reading 16 bytes.
     unsafe fn load_i8(p: *const i8) -> Self;
 
+    /// Exact conversion of 16 unsigned bytes.
+    /// # Safety
+    /// `p` must be valid for reading 16 bytes.
+    unsafe fn load_u8(p: *const u8) -> Self;
+
     /// Exact widening of 16 half-precision numbers.
     /// # Safety
     /// `p` must be valid for reading 16 u16, unaligned.
@@ -55,15 +58,46 @@ pub(crate) trait Lanes: Copy {
     /// `p` must be valid for reading 16 u16, unaligned.
     unsafe fn load_bf16(p: *const u16) -> Self;
 
+    fn splat_words(word: u32) -> Self::Words;
+
     /// # Safety
     /// `p` must be valid for reading 16 u32, unaligned.
     unsafe fn load_words(p: *const u32) -> Self::Words;
 
-    /// The table for nibbles that stand for `nibble + offset`.
-    fn table(offset: i32) -> Self::Table;
+    /// # Safety
+    /// `p` must be valid for writing 16 u32, unaligned.
+    unsafe fn store_words(words: Self::Words, p: *mut u32);
 
-    /// The lowest nibble of each word as a number; shifts the words on to the next nibble.
-    fn nibble(words: &mut Self::Words, table: Self::Table) -> Self;
+    /// 32 signed bytes as pairs of 16-bit numbers.
+    /// # Safety
+    /// `p` must be valid for reading 32 bytes.
+    unsafe fn load_pairs_i8(p: *const i8) -> Self::Words;
+
+    fn and(a: Self::Words, b: Self::Words) -> Self::Words;
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words;
+
+    /// Each word shifted right by a constant.
+    fn shift_right<const N: u32>(words: Self::Words) -> Self::Words;
+
+    /// Each word shifted left by a constant.
+    fn shift_left<const N: u32>(words: Self::Words) -> Self::Words;
+
+    /// Differences of the 16-bit numbers.
+    fn sub_pairs(a: Self::Words, b: Self::Words) -> Self::Words;
+
+    /// `sum` (whole numbers) plus the dot product of each pair of `a` with that of `b`. The caller
+    /// sees to it that nothing overflows.
+    fn dot(sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words;
+
+    /// Whole numbers to floats, rounded to nearest, ties to even.
+    fn from_words(words: Self::Words) -> Self;
+
+    /// Floats to whole numbers, rounded to nearest, ties to even. Only for numbers below 2^31 in
+    /// magnitude; others (and NaN) give any number.
+    fn to_words(self) -> Self::Words;
+
+    /// Pairs of neighbours: of 32 whole numbers in -32768..=32767, word j gets numbers 2j and 2j + 1.
+    fn pairs(low: Self::Words, high: Self::Words) -> Self::Words;
 
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;

@@ -26,6 +26,14 @@ pub(crate) fn bf16_to_f32(h: u16) -> f32 {
     f32::from_bits(u32::from(h) << 16)
 }
 
+fn pair(low: i16, high: i16) -> u32 {
+    u32::from(low as u16) | u32::from(high as u16) << 16
+}
+
+fn halves(word: u32) -> [i16; 2] {
+    [word as i16, (word >> 16) as i16]
+}
+
 impl Scalar {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
@@ -41,7 +49,6 @@ impl Scalar {
 
 impl Lanes for Scalar {
     type Words = [u32; LANES];
-    type Table = i32;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -68,6 +75,12 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe { Self::read(p, f32::from) }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
         // SAFETY: the caller vouches for the pointer.
         unsafe { Self::read(p, f16_to_f32) }
@@ -86,17 +99,77 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn table(offset: i32) -> i32 {
-        offset
+    fn splat_words(word: u32) -> Self::Words {
+        [word; LANES]
     }
 
     #[inline(always)]
-    fn nibble(words: &mut Self::Words, table: i32) -> Self {
-        let lanes = std::array::from_fn(|i| ((words[i] & 15) as i32 + table) as f32);
-        for word in words {
-            *word >>= 4;
-        }
-        Scalar(lanes)
+    unsafe fn store_words(words: Self::Words, p: *mut u32) {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe { p.cast::<[u32; LANES]>().write_unaligned(words) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs_i8(p: *const i8) -> Self::Words {
+        // SAFETY: the caller vouches for 32 readable bytes.
+        let at = |i| i16::from(unsafe { *p.add(i) });
+        std::array::from_fn(|j| pair(at(2 * j), at(2 * j + 1)))
+    }
+
+    #[inline(always)]
+    fn and(a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|j| a[j] & b[j])
+    }
+
+    #[inline(always)]
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|j| a[j] | b[j])
+    }
+
+    #[inline(always)]
+    fn shift_right<const N: u32>(words: Self::Words) -> Self::Words {
+        words.map(|word| word >> N)
+    }
+
+    #[inline(always)]
+    fn shift_left<const N: u32>(words: Self::Words) -> Self::Words {
+        words.map(|word| word << N)
+    }
+
+    #[inline(always)]
+    fn sub_pairs(a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|j| {
+            let ([a0, a1], [b0, b1]) = (halves(a[j]), halves(b[j]));
+            pair(a0.wrapping_sub(b0), a1.wrapping_sub(b1))
+        })
+    }
+
+    #[inline(always)]
+    fn dot(sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|j| {
+            let ([a0, a1], [b0, b1]) = (halves(a[j]), halves(b[j]));
+            let products = [i32::from(a0) * i32::from(b0), i32::from(a1) * i32::from(b1)];
+            sum[j].wrapping_add(products[0].wrapping_add(products[1]) as u32)
+        })
+    }
+
+    #[inline(always)]
+    fn from_words(words: Self::Words) -> Self {
+        Scalar(words.map(|word| word as i32 as f32))
+    }
+
+    #[inline(always)]
+    fn to_words(self) -> Self::Words {
+        self.0.map(|x| x.round_ties_even() as i32 as u32)
+    }
+
+    #[inline(always)]
+    fn pairs(low: Self::Words, high: Self::Words) -> Self::Words {
+        std::array::from_fn(|j| {
+            let from = if j < LANES / 2 { &low } else { &high };
+            let at = 2 * (j % (LANES / 2));
+            pair(from[at] as i16, from[at + 1] as i16)
+        })
     }
 
     #[inline(always)]

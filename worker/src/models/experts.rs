@@ -79,7 +79,7 @@ impl Experts {
         let count = s.normed.len() / self.router.k();
         resize(&mut routed.logits, count * self.router.n());
         let mut products = [Product { matrix: &self.router, out: &mut routed.logits, store: Store::Set }];
-        multiply(team, &mut s.sums, count, &s.normed, &mut products);
+        multiply(team, &mut s.acts, count, &s.normed, &mut products);
         routed.rows.resize(self.experts.len(), Vec::new());
         routed.rows.iter_mut().for_each(Vec::clear);
         for (row, logits) in routed.logits.chunks_exact(self.router.n()).enumerate() {

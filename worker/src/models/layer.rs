@@ -180,12 +180,12 @@ impl Layer {
         match &self.post_norms {
             None => {
                 let mut products = [Product { matrix: &self.output, out: rows, store: Store::Add }];
-                multiply(team, &mut s.sums, count, &s.mixed, &mut products);
+                multiply(team, &mut s.acts, count, &s.mixed, &mut products);
             }
             Some([norm, _]) => {
                 resize(&mut s.outcome, rows.len());
                 let mut products = [Product { matrix: &self.output, out: &mut s.outcome, store: Store::Set }];
-                multiply(team, &mut s.sums, count, &s.mixed, &mut products);
+                multiply(team, &mut s.acts, count, &s.mixed, &mut products);
                 rms_norm_add(team, &s.outcome, norm, config.norm_eps, rows);
             }
         }
@@ -214,7 +214,7 @@ impl Layer {
             Product { matrix: &self.key, out: &mut s.key, store: Store::Set },
             Product { matrix: &self.value, out: &mut s.value, store: Store::Set },
         ];
-        multiply(team, &mut s.sums, count, &s.normed, &mut products);
+        multiply(team, &mut s.acts, count, &s.normed, &mut products);
         if let Some(biases) = &self.biases {
             for (rows, bias) in [&mut s.query, &mut s.key, &mut s.value].into_iter().zip(biases) {
                 add_bias(team, rows, bias);
@@ -262,9 +262,9 @@ impl Dense {
         resize(&mut s.gate, count * self.gate.n());
         resize(&mut s.up, count * self.up.n());
         let buffers = [&mut s.gate[..], &mut s.up[..]];
-        gated(team, &mut s.sums, (count, input), [&self.gate, &self.up], buffers, gate);
+        gated(team, &mut s.acts, (count, input), [&self.gate, &self.up], buffers, gate);
         let mut products = [Product { matrix: &self.down, out: target, store }];
-        multiply(team, &mut s.sums, count, &s.gate, &mut products);
+        multiply(team, &mut s.acts, count, &s.gate, &mut products);
     }
 
     pub fn memory_bytes(&self) -> usize {

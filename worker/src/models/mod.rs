@@ -18,8 +18,8 @@ pub mod rotation;
 use std::sync::Arc;
 
 use caravan_core::model::{Family, ModelConfig};
-use caravan_kernels::Gate;
 use caravan_kernels::attention::{KvShape, Sight};
+use caravan_kernels::{Activations, Gate};
 
 use crate::weights::Loader;
 
@@ -68,7 +68,7 @@ pub struct Scratch {
     pub gate: Vec<f32>,
     pub up: Vec<f32>,
     pub scores: Vec<f32>,
-    pub sums: Vec<f32>,
+    pub acts: Activations,
     /// What a part gives before its norm, if it has one.
     pub outcome: Vec<f32>,
     pub routed: experts::Routed,

@@ -110,7 +110,7 @@ impl Model {
         rms_norm(team, rows, norm, self.config.norm_eps, &mut scratch.normed);
         let mut logits = vec![0.0; count * output.part.n()];
         let mut products = [Product { matrix: &output.part, out: &mut logits, store: Store::Set }];
-        multiply(team, &mut scratch.sums, count, &scratch.normed, &mut products);
+        multiply(team, &mut scratch.acts, count, &scratch.normed, &mut products);
         if let Some(cap) = self.config.logit_cap {
             soft_cap(team, &mut logits, cap);
         }

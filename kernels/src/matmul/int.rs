@@ -1,0 +1,316 @@
+//! Products of quantised weights with 16-bit activations.
+//!
+//! The definition, for each output (r, c): acc = 0; for each group of 128 k, in order:
+//!   part = 0; for each block of 32 k of the group, in order (of 16 for Q6_K):
+//!     part = fma(d, float(sum of weight number * activation number), part), the sum exact;
+//!     and if the format has minima: part = fma(m, float(sum of activation numbers), part)
+//!   acc = fma(part, scale of the group, acc)
+//!
+//! The sum is below 2^31 for every format; making it a float rounds to nearest. A group of a panel is
+//! expanded to 16-bit numbers once for a stripe of rows. Must never split a reduction over K.
+
+// Counted loops with constant bounds are what the compiler keeps in registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::{Job, put};
+use crate::activations::{Activations, BLOCK, GROUP_BLOCKS, PAIRS, ROWS};
+use crate::lanes::{LANES, Lanes};
+use crate::packed::{Line, Quants, SUPER, Scales};
+
+/// Rows that go through one expanded group: their activations and sums fit the first cache.
+pub(super) const STRIPE: usize = 48;
+
+/// One group of a panel, ready for the products.
+#[repr(C, align(64))]
+struct Expanded {
+    /// A line for each pair of k.
+    pairs: [Line; GROUP_BLOCKS * PAIRS],
+    /// Scales of each block, or of each 16 k.
+    d: [[f32; LANES]; 2 * GROUP_BLOCKS],
+    m: [[f32; LANES]; GROUP_BLOCKS],
+}
+
+/// Panels `panels.0..panels.1` of a quantised matrix for rows `rows.0..rows.1` (at most STRIPE, the
+/// first a multiple of 4).
+/// # Safety
+/// Shapes checked, the outputs exclusive, the CPU fits `V`.
+#[inline(always)]
+pub(super) unsafe fn stripe<V: Lanes>(
+    acts: &Activations,
+    job: &Job<'_>,
+    quants: Quants,
+    panels: (usize, usize),
+    rows: (usize, usize),
+) {
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        match (quants.bits, quants.scales) {
+            (4, Scales::One) => panels_of::<V, 4, 8, ONE>(acts, job, panels, rows),
+            (4, Scales::Min) => panels_of::<V, 4, 0, MIN>(acts, job, panels, rows),
+            (4, _) => panels_of::<V, 4, 0, K>(acts, job, panels, rows),
+            (5, Scales::One) => panels_of::<V, 5, 16, ONE>(acts, job, panels, rows),
+            (5, Scales::Min) => panels_of::<V, 5, 0, MIN>(acts, job, panels, rows),
+            (5, _) => panels_of::<V, 5, 0, K>(acts, job, panels, rows),
+            (6, _) => panels_of::<V, 6, 32, SIX>(acts, job, panels, rows),
+            _ => panels_of::<V, 8, 0, ONE>(acts, job, panels, rows),
+        }
+    }
+}
+
+// `Scales` as constants of a generic function.
+const ONE: u8 = 0;
+const MIN: u8 = 1;
+const K: u8 = 2;
+const SIX: u8 = 3;
+
+/// # Safety
+/// As `stripe`; the constants are the matrix's format.
+#[inline(always)]
+unsafe fn panels_of<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u8>(
+    acts: &Activations,
+    job: &Job<'_>,
+    panels: (usize, usize),
+    rows: (usize, usize),
+) {
+    let matrix = job.matrix;
+    let blocks = matrix.k() / BLOCK;
+    let mut expanded = Expanded {
+        pairs: [Line([0; LANES]); GROUP_BLOCKS * PAIRS],
+        d: [[0.0; LANES]; 2 * GROUP_BLOCKS],
+        m: [[0.0; LANES]; GROUP_BLOCKS],
+    };
+    let mut totals = [[0f32; LANES]; STRIPE];
+    let pairs = std::hint::black_box(if SCALES == SIX { PAIRS / 2 } else { PAIRS });
+    for panel in panels.0..panels.1 {
+        totals[..rows.1 - rows.0].fill([0.0; LANES]);
+        // SAFETY: `panel` is below `panels()`, groups and blocks stay within k; each group is
+        // expanded before `rows_of` reads it.
+        unsafe {
+            let lines = matrix.lines.as_ptr().add(panel * matrix.panel_lines());
+            let heads = lines.add(blocks * BITS).cast::<u8>();
+            for first in (0..blocks).step_by(GROUP_BLOCKS) {
+                let count = GROUP_BLOCKS.min(blocks - first);
+                for b in 0..count {
+                    let out = expanded.pairs.as_mut_ptr().add(b * PAIRS);
+                    numbers::<V, BITS, OFFSET>(lines.add((first + b) * BITS), out.cast());
+                    scales::<V, SCALES>(heads, first + b, b, &mut expanded);
+                }
+                let group = Group { blocks, first, count, pairs };
+                match SCALES {
+                    ONE => rows_of::<V, false, 1>(acts, &expanded, group, rows, &mut totals),
+                    SIX => rows_of::<V, false, 2>(acts, &expanded, group, rows, &mut totals),
+                    _ => rows_of::<V, true, 1>(acts, &expanded, group, rows, &mut totals),
+                }
+            }
+            for (row, total) in (rows.0..rows.1).zip(&totals) {
+                put::<V>(job, V::load(total.as_ptr()), row, panel);
+            }
+        }
+    }
+}
+
+/// Numbers of one block as 16 lines of pairs.
+/// # Safety
+/// `block` must have BITS lines, `out` take 16 of 16 words.
+#[inline(always)]
+unsafe fn numbers<V: Lanes, const BITS: usize, const OFFSET: u32>(block: *const Line, out: *mut u32) {
+    let both = |x: u32| V::splat_words(x | x << 16);
+    let offset = both(OFFSET);
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        if BITS == 8 {
+            for pair in 0..PAIRS {
+                let words = V::load_pairs_i8(block.cast::<i8>().add(pair * 2 * LANES));
+                V::store_words(words, out.add(pair * LANES));
+            }
+            return;
+        }
+        for line in 0..4 {
+            let low = V::load_words(block.add(line).cast());
+            let shifted =
+                [low, V::shift_right::<4>(low), V::shift_right::<8>(low), V::shift_right::<12>(low)];
+            let high = high_bits::<V, BITS>(block, line);
+            for i in 0..4 {
+                let mut words = V::and(shifted[i], both(15));
+                if BITS > 4 {
+                    words = V::or(words, high[i]);
+                }
+                if OFFSET > 0 {
+                    words = V::sub_pairs(words, offset);
+                }
+                V::store_words(words, out.add((4 * line + i) * LANES));
+            }
+        }
+    }
+}
+
+/// What lies above the nibbles of the four pairs of line `line`, in its place.
+/// # Safety
+/// `block` must have BITS lines.
+#[inline(always)]
+unsafe fn high_bits<V: Lanes, const BITS: usize>(block: *const Line, line: usize) -> [V::Words; 4] {
+    let both = |x: u32| V::splat_words(x | x << 16);
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        match BITS {
+            5 => {
+                // Pair p's bit goes from p to 4; `line` is a constant once the loop is unrolled.
+                let all = V::load_words(block.add(4).cast());
+                let near = match line {
+                    0 => V::shift_left::<4>(all),
+                    1 => all,
+                    2 => V::shift_right::<4>(all),
+                    _ => V::shift_right::<8>(all),
+                };
+                let near =
+                    [near, V::shift_right::<1>(near), V::shift_right::<2>(near), V::shift_right::<3>(near)];
+                near.map(|words| V::and(words, both(16)))
+            }
+            6 => {
+                let all = V::load_words(block.add(4 + line / 2).cast());
+                let near = if line % 2 == 0 { all } else { V::shift_right::<8>(all) };
+                let near =
+                    [V::shift_left::<4>(near), V::shift_left::<2>(near), near, V::shift_right::<2>(near)];
+                near.map(|words| V::and(words, both(48)))
+            }
+            _ => [both(0); 4],
+        }
+    }
+}
+
+/// Scales (and minima) of block `block` of the panel, as block `at` of the group.
+/// # Safety
+/// `heads` must be the panel's scales of format SCALES and have those of the block.
+#[inline(always)]
+unsafe fn scales<V: Lanes, const SCALES: u8>(heads: *const u8, block: usize, at: usize, out: &mut Expanded) {
+    let (unit, sub) = (block * BLOCK / SUPER, block % (SUPER / BLOCK));
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        match SCALES {
+            ONE => {
+                let d = heads.add(block * Scales::One.bytes());
+                V::load_f16(d.cast()).store(out.d[at].as_mut_ptr());
+            }
+            MIN => {
+                let d = heads.add(block * Scales::Min.bytes());
+                V::load_f16(d.cast()).store(out.d[at].as_mut_ptr());
+                V::load_f16(d.add(2 * LANES).cast()).store(out.m[at].as_mut_ptr());
+            }
+            K => {
+                let d = heads.add(unit * Scales::Super.bytes());
+                let bytes = d.add(4 * LANES + sub * 2 * LANES);
+                V::load_f16(d.cast()).mul(V::load_u8(bytes)).store(out.d[at].as_mut_ptr());
+                let min = V::load_f16(d.add(2 * LANES).cast()).mul(V::load_u8(bytes.add(LANES)));
+                V::splat(0.0).sub(min).store(out.m[at].as_mut_ptr());
+            }
+            _ => {
+                let d = heads.add(unit * Scales::Signed.bytes());
+                let bytes = d.add(2 * LANES + sub * 2 * LANES).cast::<i8>();
+                for half in 0..2 {
+                    let scale = V::load_i8(bytes.add(half * LANES));
+                    V::load_f16(d.cast()).mul(scale).store(out.d[2 * at + half].as_mut_ptr());
+                }
+            }
+        }
+    }
+}
+
+/// Which blocks of a panel are expanded: `count` from `first` on, of `blocks`.
+#[derive(Clone, Copy)]
+struct Group {
+    blocks: usize,
+    first: usize,
+    count: usize,
+    /// Pairs under one scale. Known, but not to the compiler: it would unroll the loop and run out of
+    /// registers.
+    pairs: usize,
+}
+
+/// All rows of the stripe, as many at a time as the registers hold. Blocks have HALVES scales.
+/// # Safety
+/// As `stripe`.
+#[inline(always)]
+unsafe fn rows_of<V: Lanes, const MIN: bool, const HALVES: usize>(
+    acts: &Activations,
+    weights: &Expanded,
+    group: Group,
+    rows: (usize, usize),
+    totals: &mut [[f32; LANES]; STRIPE],
+) {
+    let mut row = rows.0;
+    // SAFETY: rows from `row` on exist.
+    unsafe {
+        let mut total = totals.as_mut_ptr().cast::<f32>();
+        if V::WIDE {
+            while row + 12 <= rows.1 {
+                tile::<V, 12, MIN, HALVES>(acts, weights, group, row, total);
+                (row, total) = (row + 12, total.add(12 * LANES));
+            }
+        }
+        while row + 4 <= rows.1 {
+            tile::<V, 4, MIN, HALVES>(acts, weights, group, row, total);
+            (row, total) = (row + 4, total.add(4 * LANES));
+        }
+        match rows.1 - row {
+            3 => tile::<V, 3, MIN, HALVES>(acts, weights, group, row, total),
+            2 => tile::<V, 2, MIN, HALVES>(acts, weights, group, row, total),
+            1 => tile::<V, 1, MIN, HALVES>(acts, weights, group, row, total),
+            _ => {}
+        }
+    }
+}
+
+/// R rows from `row` on (a multiple of 4) by one panel.
+/// # Safety
+/// As `stripe`; `total` must take R x 16 floats.
+#[inline(always)]
+unsafe fn tile<V: Lanes, const R: usize, const MIN: bool, const HALVES: usize>(
+    acts: &Activations,
+    weights: &Expanded,
+    group: Group,
+    row: usize,
+    total: *mut f32,
+) {
+    let Group { blocks, first, count, pairs } = group;
+    let quad = row / ROWS;
+    // SAFETY: the rows exist, so their words, sums and scales do; the group is expanded.
+    unsafe {
+        let words = acts.words.as_ptr().add((quad * blocks + first) * ROWS * PAIRS);
+        let sums = acts.sums.as_ptr().add((quad * blocks + first) * ROWS);
+        let mut part = [V::splat(0.0); R];
+        for b in 0..count {
+            let words = words.add(b * ROWS * PAIRS);
+            for half in 0..HALVES {
+                let mut sum = [V::splat_words(0); R];
+                let mut weight = weights.pairs.as_ptr().add(b * PAIRS + half * pairs).cast::<u32>();
+                let mut words = words.add(half * pairs);
+                for _ in 0..pairs {
+                    let w = V::load_words(weight);
+                    for r in 0..R {
+                        let at = r / ROWS * blocks * ROWS * PAIRS + r % ROWS * PAIRS;
+                        sum[r] = V::dot(sum[r], w, V::splat_words(*words.add(at)));
+                    }
+                    (weight, words) = (weight.add(LANES), words.add(1));
+                }
+                let d = V::load(weights.d[b * HALVES + half].as_ptr());
+                for r in 0..R {
+                    part[r] = d.fma(V::from_words(sum[r]), part[r]);
+                }
+            }
+            if MIN {
+                let m = V::load(weights.m[b].as_ptr());
+                for r in 0..R {
+                    let s = *sums.add((r / ROWS * blocks + b) * ROWS + r % ROWS);
+                    part[r] = m.fma(V::splat(s), part[r]);
+                }
+            }
+        }
+        let groups = blocks.div_ceil(GROUP_BLOCKS);
+        let scales = acts.scales.as_ptr().add((quad * groups + first / GROUP_BLOCKS) * ROWS);
+        for r in 0..R {
+            let scale = V::splat(*scales.add(r / ROWS * groups * ROWS + r % ROWS));
+            let at = total.add(r * LANES);
+            part[r].fma(scale, V::load(at)).store(at);
+        }
+    }
+}
