@@ -14,11 +14,21 @@ use caravan_kernels::{Matrix, WeightType};
 
 use crate::slice::TensorSource;
 
+/// In which form matrices are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As the file has them: what is served.
+    File,
+    /// Every weight unpacked to f32, so that only f32 kernels compute: the reference of evaluations.
+    F32,
+}
+
 /// Takes tensors by name out of a slice's list.
 pub struct Loader<'a> {
     tensors: BTreeMap<&'a str, &'a TensorSpec>,
     asked: std::cell::RefCell<std::collections::BTreeSet<&'a str>>,
     source: &'a dyn TensorSource,
+    form: Form,
     progress: &'a dyn Fn(f64),
     done_bytes: Cell<u64>,
     all_bytes: u64,
@@ -31,10 +41,16 @@ impl<'a> Loader<'a> {
             tensors: tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
             asked: Default::default(),
             source,
+            form: Form::File,
             progress,
             done_bytes: Cell::new(0),
             all_bytes: tensors.iter().map(|tensor| tensor.bytes).sum::<u64>().max(1),
         }
+    }
+
+    /// With matrices in another form than the file's.
+    pub fn in_form(self, form: Form) -> Self {
+        Loader { form, ..self }
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -66,7 +82,12 @@ impl<'a> Loader<'a> {
         let matrix = Matrix::pack(weight_type(tensor.kind), k as usize, n as usize, (*bytes).as_ref())
             .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
         self.count(tensor);
-        Ok(matrix)
+        match self.form {
+            Form::File => Ok(matrix),
+            Form::F32 => {
+                unpacked(&matrix).with_context(|| format!("tensor `{name}` can't be unpacked{ADVICE}"))
+            }
+        }
     }
 
     /// A vector of f32 (from F32, F16 or BF16).
@@ -114,6 +135,17 @@ impl<'a> Loader<'a> {
         self.done_bytes.set(self.done_bytes.get() + tensor.bytes);
         (self.progress)(self.done_bytes.get() as f64 / self.all_bytes as f64);
     }
+}
+
+/// The same weights, each as the f32 number that it stands for.
+fn unpacked(matrix: &Matrix) -> anyhow::Result<Matrix> {
+    let mut row = vec![0.0; matrix.k()];
+    let mut bytes = Vec::with_capacity(4 * matrix.k() * matrix.n());
+    for index in 0..matrix.n() {
+        matrix.row(index, &mut row);
+        bytes.extend(row.iter().flat_map(|weight| weight.to_le_bytes()));
+    }
+    Ok(Matrix::pack(WeightType::F32, matrix.k(), matrix.n(), &bytes)?)
 }
 
 /// What every error about a model's tensors ends in.
