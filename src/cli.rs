@@ -11,6 +11,10 @@ use caravan_core::limits;
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
+mod measure;
+
+pub use measure::{BenchArgs, BenchCommand, EngineArgs, EvalArgs, HttpArgs};
+
 /// Serve a language model on several ordinary machines.
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -62,6 +66,10 @@ pub enum Command {
     Chat(ChatArgs),
     /// Fetch, list and inspect models
     Model(ModelArgs),
+    /// Measure the engine, or any server with an OpenAI API
+    Bench(BenchArgs),
+    /// Measure how good a model's predictions are, and what the engine's arithmetic costs
+    Eval(EvalArgs),
 }
 
 #[derive(Clone, Debug, Args)]

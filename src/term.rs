@@ -31,6 +31,8 @@ enum Kind {
 
 struct Plain {
     total: Option<u64>,
+    /// Whether positions are bytes.
+    bytes: bool,
     said: Instant,
     text: String,
 }
@@ -50,7 +52,7 @@ impl Term {
 
     /// A bar over bytes; without a `total` it only counts.
     pub fn bytes(&self, label: &str, total: Option<u64>) -> Bar {
-        let Some(bars) = &self.bars else { return Bar::plain(label, total) };
+        let Some(bars) = &self.bars else { return Bar::plain(label, total, true) };
         let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         let bar = match total {
             Some(total) => ProgressBar::new(total).with_style(style(template)),
@@ -59,9 +61,16 @@ impl Term {
         Bar::drawn(bars.add(bar), label)
     }
 
+    /// A bar over `total` things of one kind.
+    pub fn steps(&self, label: &str, total: u64) -> Bar {
+        let Some(bars) = &self.bars else { return Bar::plain(label, Some(total), false) };
+        let bar = ProgressBar::new(total).with_style(style("{msg} [{bar:30}] {pos}/{len} {eta}"));
+        Bar::drawn(bars.add(bar), label)
+    }
+
     /// A line that changes: what is being waited for.
     pub fn waiting(&self, label: &str) -> Bar {
-        let Some(bars) = &self.bars else { return Bar::plain(label, None) };
+        let Some(bars) = &self.bars else { return Bar::plain(label, None, true) };
         let bar = bars.add(ProgressBar::new_spinner().with_style(style("{spinner} {msg} ({elapsed})")));
         bar.enable_steady_tick(Duration::from_millis(100));
         Bar::drawn(bar, label)
@@ -79,12 +88,12 @@ impl Bar {
         Bar { label: label.to_owned(), kind: Kind::Drawn(bar) }
     }
 
-    fn plain(label: &str, total: Option<u64>) -> Bar {
-        let plain = Plain { total, said: Instant::now(), text: String::new() };
+    fn plain(label: &str, total: Option<u64>, bytes: bool) -> Bar {
+        let plain = Plain { total, bytes, said: Instant::now(), text: String::new() };
         Bar { label: label.to_owned(), kind: Kind::Plain(Mutex::new(plain)) }
     }
 
-    /// Says how far it is, in bytes.
+    /// Says how far it is, in bytes or steps.
     pub fn set(&self, position: u64) {
         match &self.kind {
             Kind::Drawn(bar) => bar.set_position(position),
@@ -94,12 +103,13 @@ impl Bar {
                     return;
                 }
                 plain.said = Instant::now();
+                let words = |number: u64| if plain.bytes { size(number) } else { number.to_string() };
                 match plain.total {
                     Some(total) => {
                         let percent = 100 * position.min(total) / total.max(1);
-                        eprintln!("{}: {} of {} ({percent} %)", self.label, size(position), size(total));
+                        eprintln!("{}: {} of {} ({percent} %)", self.label, words(position), words(total));
                     }
-                    None => eprintln!("{}: {}", self.label, size(position)),
+                    None => eprintln!("{}: {}", self.label, words(position)),
                 }
             }
         }

@@ -34,9 +34,9 @@ fn run(command: &mut Command) -> Said {
 #[test]
 fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
-    let commands = ["", "up", "coordinator", "worker", "status", "chat", "model"];
-    let models = ["model pull", "model list", "model inspect"];
-    for words in commands.iter().chain(&models) {
+    let commands = ["", "up", "coordinator", "worker", "status", "chat", "model", "bench", "eval"];
+    let inner = ["model pull", "model list", "model inspect", "bench engine", "bench http"];
+    for words in commands.iter().chain(&inner) {
         let said = run(caravan(home.path()).args(words.split_whitespace()).arg("--help"));
         assert_eq!(said.code, Some(0), "{words}");
         assert!(said.out.contains("Example:\n  caravan"), "{words}: {}", said.out);
@@ -57,6 +57,14 @@ fn wrong_usage_is_2_and_failure_is_1() {
         "worker --id a/b --join x:1 --data d",
         "coordinator --id 2 --peers 1=h:1,3=h:3 --data d",
         "model pull",
+        "bench",
+        "bench engine --batch 0",
+        "bench engine --layers 5..5",
+        "bench engine --prompt 0 --generate 0 --model tests/cli.rs",
+        "bench http --rate 0",
+        "bench http --rate 1 --clients 2",
+        "bench http --url nowhere",
+        "eval",
         "--log nonsense=nonsense model list",
         "--config missing.toml model list",
     ] {
@@ -64,7 +72,14 @@ fn wrong_usage_is_2_and_failure_is_1() {
         assert_eq!(said.code, Some(2), "{words}: {}", said.err);
         assert!(!said.err.is_empty(), "{words}");
     }
-    for words in ["model pull no-such-model", "model inspect gone.gguf", "status --http 127.0.0.1:1"] {
+    for words in [
+        "model pull no-such-model",
+        "model inspect gone.gguf",
+        "status --http 127.0.0.1:1",
+        "bench engine --model gone.gguf",
+        "bench http --url http://127.0.0.1:1/v1 --requests 1",
+        "eval gone.txt",
+    ] {
         let said = run(caravan(home.path()).args(words.split_whitespace()));
         assert_eq!(said.code, Some(1), "{words}: {}", said.err);
         assert!(said.err.starts_with("error: "), "{words}: {}", said.err);

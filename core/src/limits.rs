@@ -281,3 +281,23 @@ pub const SOURCES: usize = 16;
 pub const SAMPLE_ERROR_BYTES: usize = 512;
 /// Of the error that a worker's heartbeat carries.
 pub const STAGE_ERROR_BYTES: usize = 1_024;
+
+// Measuring
+/// Requests of a load test that may be under way at a time, each on a thread of its own.
+pub const BENCH_CLIENTS: usize = 256;
+pub const BENCH_REQUESTS: u32 = 100_000;
+/// Tokens of a prompt that a load test makes up.
+pub const BENCH_PROMPT_TOKENS: u32 = 100_000;
+pub const BENCH_REPEATS: u32 = 1_000;
+/// Batches, or depths, of one measurement of the engine.
+pub const BENCH_SHAPES: usize = 64;
+/// A load test connects within this time.
+pub const BENCH_CONNECT_MS: u64 = 5_000;
+/// One line of a server's stream; the measured server may be any.
+pub const BENCH_LINE_BYTES: usize = 1 << 20;
+/// Of the body of a refusal, the part that is read.
+pub const BENCH_ERROR_BYTES: u64 = 64 << 10;
+/// Text of an evaluation.
+pub const EVAL_TEXT_BYTES: u64 = 64 << 20;
+/// Rows of one step of an evaluation: logits of all of them are held, twice.
+pub const EVAL_ROWS: u32 = 64;

@@ -2,12 +2,14 @@
 //!
 //! Must never hold a command's work.
 
+mod bench;
 mod chat;
 mod coordinator;
+mod eval;
 mod model;
 mod status;
 mod up;
-mod worker;
+pub mod worker;
 
 use crate::cli::{Cli, Command};
 use crate::local::specs::LogSettings;
@@ -21,5 +23,7 @@ pub fn run(cli: Box<Cli>) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args),
         Command::Chat(args) => chat::run(args),
         Command::Model(args) => model::run(args.command),
+        Command::Bench(args) => bench::run(args.command),
+        Command::Eval(args) => eval::run(&args),
     }
 }

@@ -6,13 +6,16 @@
 
 pub mod assign;
 pub mod attach;
+pub mod bench;
 pub mod blobs;
 pub mod compute;
 pub mod edges;
 pub mod engine;
+pub mod evaluate;
 pub mod fetch;
 pub mod kv;
 pub mod links;
+pub mod local;
 pub mod machine;
 pub mod measure;
 pub mod models;

@@ -11,7 +11,7 @@ use caravan_kernels::attention::Sight;
 
 use crate::kv::KvCache;
 use crate::models::{self, Batch, Model, Scratch};
-use crate::weights::Loader;
+use crate::weights::{Form, Loader};
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -79,8 +79,19 @@ impl LoadedSlice {
         reuse: Option<&LoadedSlice>,
         progress: &dyn Fn(f64),
     ) -> anyhow::Result<LoadedSlice> {
+        LoadedSlice::load_form(spec, source, reuse, Form::File, progress)
+    }
+
+    /// As `load`, with the weights in another form. The forms share no layers: `reuse` must be of the same.
+    pub fn load_form(
+        spec: SliceSpec,
+        source: &dyn TensorSource,
+        reuse: Option<&LoadedSlice>,
+        form: Form,
+        progress: &dyn Fn(f64),
+    ) -> anyhow::Result<LoadedSlice> {
         check_config(&spec)?;
-        let loader = Loader::new(&spec.tensors, source, progress);
+        let loader = Loader::new(&spec.tensors, source, progress).in_form(form);
         let model = Model::load(&spec.config, spec.slice, &loader, reuse.map(|old| &old.model))?;
         loader.finish()?;
         progress(1.0);

@@ -10,15 +10,25 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail, ensure};
 use caravan_core::ids::Digest;
 use caravan_core::model::{TensorSpec, TensorType};
-use caravan_kernels::{Matrix, WeightType};
+use caravan_kernels::{Matrix, PackError, WeightType};
 
 use crate::slice::TensorSource;
+
+/// In which form matrices are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As the file has them: what is served.
+    File,
+    /// Every weight unpacked to f32, so that only f32 kernels compute: the reference of evaluations.
+    F32,
+}
 
 /// Takes tensors by name out of a slice's list.
 pub struct Loader<'a> {
     tensors: BTreeMap<&'a str, &'a TensorSpec>,
     asked: std::cell::RefCell<std::collections::BTreeSet<&'a str>>,
     source: &'a dyn TensorSource,
+    form: Form,
     progress: &'a dyn Fn(f64),
     done_bytes: Cell<u64>,
     all_bytes: u64,
@@ -33,11 +43,17 @@ impl<'a> Loader<'a> {
             tensors: tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
             asked: Default::default(),
             source,
+            form: Form::File,
             progress,
             done_bytes: Cell::new(0),
             all_bytes: tensors.iter().map(|tensor| tensor.bytes).sum::<u64>().max(1),
             threads: std::thread::available_parallelism().map_or(1, |threads| threads.get().min(PACKERS)),
         }
+    }
+
+    /// With matrices in another form than the file's.
+    pub fn in_form(self, form: Form) -> Self {
+        Loader { form, ..self }
     }
 
     /// The digests of `names` if all are there and real (a digest of zeros stands for "unknown").
@@ -97,6 +113,10 @@ impl<'a> Loader<'a> {
             let part = &bytes[first * row_bytes..(first + n) * row_bytes];
             let shape = (dims[0] as usize, n);
             let matrix = Matrix::pack_with(self.threads, weight_type(tensor.kind), shape, part)
+                .and_then(|matrix| match self.form {
+                    Form::File => Ok(matrix),
+                    Form::F32 => unpacked(&matrix),
+                })
                 .with_context(|| format!("tensor `{name}` is broken{ADVICE}"))?;
             matrices.push(matrix);
             first += n;
@@ -154,6 +174,17 @@ impl<'a> Loader<'a> {
 
 /// Threads that pack one matrix, at most: more wait for memory.
 const PACKERS: usize = 8;
+
+/// The same weights, each as the f32 number that it stands for.
+fn unpacked(matrix: &Matrix) -> Result<Matrix, PackError> {
+    let mut row = vec![0.0; matrix.k()];
+    let mut bytes = Vec::with_capacity(4 * matrix.k() * matrix.n());
+    for index in 0..matrix.n() {
+        matrix.row(index, &mut row);
+        bytes.extend(row.iter().flat_map(|weight| weight.to_le_bytes()));
+    }
+    Matrix::pack(WeightType::F32, matrix.k(), matrix.n(), &bytes)
+}
 
 /// What every error about a model's tensors ends in.
 const ADVICE: &str = ": the model file does not fit its header; use a sound file, retrying won't help";
