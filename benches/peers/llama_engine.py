@@ -6,7 +6,6 @@ Must never time the making of batches or the tokens that are in the cache before
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import sys
@@ -113,8 +112,6 @@ def main():
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
-    quiet = lib.llama_log_callback(lambda level, text, data: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p(0))
     lib.llama_backend_init()
     for test, tokens in (("prefill", args.prompt), ("decode", args.generate)):
         for depth in args.depth if tokens else []:
