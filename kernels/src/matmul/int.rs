@@ -13,12 +13,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Job, put};
-use crate::activations::{Activations, BLOCK, GROUP_BLOCKS, PAIRS, ROWS};
+use crate::activations::{Activations, BLOCK, GROUP_BLOCKS, PAIRS, STRIPE, Stripe};
 use crate::lanes::{LANES, Lanes};
 use crate::packed::{Line, Quants, SUPER, Scales};
-
-/// Rows that go through one expanded group: their activations and sums fit the first cache.
-pub(super) const STRIPE: usize = 48;
 
 /// One group of a panel, ready for the products.
 #[repr(C, align(64))]
@@ -30,8 +27,8 @@ struct Expanded {
     m: [[f32; LANES]; GROUP_BLOCKS],
 }
 
-/// Panels `panels.0..panels.1` of a quantised matrix for rows `rows.0..rows.1` (at most STRIPE, the
-/// first a multiple of 4).
+/// Panels `panels.0..panels.1` of a quantised matrix for rows `rows.0..rows.1` (a
+/// stripe).
 /// # Safety
 /// Shapes checked, the outputs exclusive, the CPU fits `V`.
 #[inline(always)]
@@ -95,11 +92,11 @@ unsafe fn panels_of<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES
                     numbers::<V, BITS, OFFSET>(lines.add((first + b) * BITS), out.cast());
                     scales::<V, SCALES>(heads, first + b, b, &mut expanded);
                 }
-                let group = Group { blocks, first, count, pairs };
+                let group = Group { count, pairs, acts: acts.stripe(rows.0, blocks, first, rows.1 - rows.0) };
                 match SCALES {
-                    ONE => rows_of::<V, false, 1>(acts, &expanded, group, rows, &mut totals),
-                    SIX => rows_of::<V, false, 2>(acts, &expanded, group, rows, &mut totals),
-                    _ => rows_of::<V, true, 1>(acts, &expanded, group, rows, &mut totals),
+                    ONE => rows_of::<V, false, 1>(&expanded, group, &mut totals),
+                    SIX => rows_of::<V, false, 2>(&expanded, group, &mut totals),
+                    _ => rows_of::<V, true, 1>(&expanded, group, &mut totals),
                 }
             }
             for (row, total) in (rows.0..rows.1).zip(&totals) {
@@ -215,15 +212,16 @@ unsafe fn scales<V: Lanes, const SCALES: u8>(heads: *const u8, block: usize, at:
     }
 }
 
-/// Which blocks of a panel are expanded: `count` from `first` on, of `blocks`.
+/// What meets the expanded blocks.
 #[derive(Clone, Copy)]
 struct Group {
-    blocks: usize,
-    first: usize,
+    /// Blocks that are expanded.
     count: usize,
     /// Pairs under one scale. Known, but not to the compiler: it would unroll the loop and run out of
     /// registers.
     pairs: usize,
+    /// The stripe from the first of the blocks on.
+    acts: Stripe,
 }
 
 /// All rows of the stripe, as many at a time as the registers hold. Blocks have HALVES scales.
@@ -231,55 +229,49 @@ struct Group {
 /// As `stripe`.
 #[inline(always)]
 unsafe fn rows_of<V: Lanes, const MIN: bool, const HALVES: usize>(
-    acts: &Activations,
     weights: &Expanded,
     group: Group,
-    rows: (usize, usize),
     totals: &mut [[f32; LANES]; STRIPE],
 ) {
-    let mut row = rows.0;
+    let (mut row, rows) = (0, group.acts.rows);
     // SAFETY: rows from `row` on exist.
     unsafe {
         let mut total = totals.as_mut_ptr().cast::<f32>();
         if V::WIDE {
-            while row + 12 <= rows.1 {
-                tile::<V, 12, MIN, HALVES>(acts, weights, group, row, total);
+            while row + 12 <= rows {
+                tile::<V, 12, MIN, HALVES>(weights, group, row, total);
                 (row, total) = (row + 12, total.add(12 * LANES));
             }
         }
-        while row + 4 <= rows.1 {
-            tile::<V, 4, MIN, HALVES>(acts, weights, group, row, total);
+        while row + 4 <= rows {
+            tile::<V, 4, MIN, HALVES>(weights, group, row, total);
             (row, total) = (row + 4, total.add(4 * LANES));
         }
-        match rows.1 - row {
-            3 => tile::<V, 3, MIN, HALVES>(acts, weights, group, row, total),
-            2 => tile::<V, 2, MIN, HALVES>(acts, weights, group, row, total),
-            1 => tile::<V, 1, MIN, HALVES>(acts, weights, group, row, total),
+        match rows - row {
+            3 => tile::<V, 3, MIN, HALVES>(weights, group, row, total),
+            2 => tile::<V, 2, MIN, HALVES>(weights, group, row, total),
+            1 => tile::<V, 1, MIN, HALVES>(weights, group, row, total),
             _ => {}
         }
     }
 }
 
-/// R rows from `row` on (a multiple of 4) by one panel.
+/// R rows of the stripe, from `row` on, by one panel.
 /// # Safety
 /// As `stripe`; `total` must take R x 16 floats.
 #[inline(always)]
 unsafe fn tile<V: Lanes, const R: usize, const MIN: bool, const HALVES: usize>(
-    acts: &Activations,
     weights: &Expanded,
     group: Group,
     row: usize,
     total: *mut f32,
 ) {
-    let Group { blocks, first, count, pairs } = group;
-    let quad = row / ROWS;
+    let Group { count, pairs, acts } = group;
     // SAFETY: the rows exist, so their words, sums and scales do; the group is expanded.
     unsafe {
-        let words = acts.words.as_ptr().add((quad * blocks + first) * ROWS * PAIRS);
-        let sums = acts.sums.as_ptr().add((quad * blocks + first) * ROWS);
         let mut part = [V::splat(0.0); R];
         for b in 0..count {
-            let words = words.add(b * ROWS * PAIRS);
+            let words = acts.words.add((b * acts.rows + row) * PAIRS);
             for half in 0..HALVES {
                 let mut sum = [V::splat_words(0); R];
                 let mut weight = weights.pairs.as_ptr().add(b * PAIRS + half * pairs).cast::<u32>();
@@ -287,8 +279,7 @@ unsafe fn tile<V: Lanes, const R: usize, const MIN: bool, const HALVES: usize>(
                 for _ in 0..pairs {
                     let w = V::load_words(weight);
                     for r in 0..R {
-                        let at = r / ROWS * blocks * ROWS * PAIRS + r % ROWS * PAIRS;
-                        sum[r] = V::dot(sum[r], w, V::splat_words(*words.add(at)));
+                        sum[r] = V::dot(sum[r], w, V::splat_words(*words.add(r * PAIRS)));
                     }
                     (weight, words) = (weight.add(LANES), words.add(1));
                 }
@@ -299,18 +290,15 @@ unsafe fn tile<V: Lanes, const R: usize, const MIN: bool, const HALVES: usize>(
             }
             if MIN {
                 let m = V::load(weights.m[b].as_ptr());
+                let sums = acts.sums.add(b * acts.rows + row);
                 for r in 0..R {
-                    let s = *sums.add((r / ROWS * blocks + b) * ROWS + r % ROWS);
-                    part[r] = m.fma(V::splat(s), part[r]);
+                    part[r] = m.fma(V::splat(*sums.add(r)), part[r]);
                 }
             }
         }
-        let groups = blocks.div_ceil(GROUP_BLOCKS);
-        let scales = acts.scales.as_ptr().add((quad * groups + first / GROUP_BLOCKS) * ROWS);
         for r in 0..R {
-            let scale = V::splat(*scales.add(r / ROWS * groups * ROWS + r % ROWS));
             let at = total.add(r * LANES);
-            part[r].fma(scale, V::load(at)).store(at);
+            part[r].fma(V::splat(*acts.scales.add(row + r)), V::load(at)).store(at);
         }
     }
 }

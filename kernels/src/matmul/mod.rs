@@ -9,7 +9,7 @@
 mod float;
 mod int;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, STRIPE};
 use crate::isa::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::packed::{Layout, Matrix};
@@ -124,13 +124,13 @@ fn each_range(
     panels: usize,
     work: impl Fn((usize, usize), usize, usize) + Sync,
 ) {
-    let stripes = rows.div_ceil(int::STRIPE);
+    let stripes = rows.div_ceil(STRIPE);
     let wanted = if team.threads() == 1 { 1 } else { (team.threads() * PARTS).div_ceil(stripes.max(1)) };
     let parts = panels.min(wanted);
     team.run(stripes * parts, |_, part| {
         let (stripe, part) = (part / parts, part % parts);
-        let first = stripe * int::STRIPE;
-        let last = rows.min(first + int::STRIPE);
+        let first = stripe * STRIPE;
+        let last = rows.min(first + STRIPE);
         work((first, last), panels * part / parts, panels * (part + 1) / parts);
     });
 }
