@@ -69,6 +69,26 @@ unsafe fn panels_of<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES
     panels: (usize, usize),
     rows: (usize, usize),
 ) {
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        match rows.1 - rows.0 {
+            1 => direct::<V, BITS, OFFSET, SCALES, 1>(acts, job, panels, rows.0),
+            2 => direct::<V, BITS, OFFSET, SCALES, 2>(acts, job, panels, rows.0),
+            _ => expanded::<V, BITS, OFFSET, SCALES>(acts, job, panels, rows),
+        }
+    }
+}
+
+/// Many rows: each group of a panel is expanded once and kept for all of them.
+/// # Safety
+/// As `panels_of`.
+#[inline(always)]
+unsafe fn expanded<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u8>(
+    acts: &Activations,
+    job: &Job<'_>,
+    panels: (usize, usize),
+    rows: (usize, usize),
+) {
     let matrix = job.matrix;
     let blocks = matrix.k() / BLOCK;
     let mut expanded = Expanded {
@@ -88,11 +108,24 @@ unsafe fn panels_of<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES
             for first in (0..blocks).step_by(GROUP_BLOCKS) {
                 let count = GROUP_BLOCKS.min(blocks - first);
                 for b in 0..count {
-                    let out = expanded.pairs.as_mut_ptr().add(b * PAIRS);
-                    numbers::<V, BITS, OFFSET>(lines.add((first + b) * BITS), out.cast());
-                    scales::<V, SCALES>(heads, first + b, b, &mut expanded);
+                    let out = expanded.pairs.as_mut_ptr().add(b * PAIRS).cast::<u32>();
+                    each_pair::<V, BITS>(lines.add((first + b) * BITS), |pair, words| {
+                        let words = if OFFSET > 0 { V::sub_pairs(words, both::<V>(OFFSET)) } else { words };
+                        V::store_words(words, out.add(pair * LANES));
+                    });
+                    let (d, m) = scales::<V, SCALES>(heads, first + b);
+                    if SCALES == SIX {
+                        d[0].store(expanded.d[2 * b].as_mut_ptr());
+                        d[1].store(expanded.d[2 * b + 1].as_mut_ptr());
+                    } else {
+                        d[0].store(expanded.d[b].as_mut_ptr());
+                    }
+                    if SCALES == MIN || SCALES == K {
+                        m.store(expanded.m[b].as_mut_ptr());
+                    }
                 }
-                let group = Group { count, pairs, acts: acts.stripe(rows.0, blocks, first, rows.1 - rows.0) };
+                let stripe = acts.stripe(rows.0, blocks, first, rows.1 - rows.0);
+                let group = Group { count, pairs, acts: stripe };
                 match SCALES {
                     ONE => rows_of::<V, false, 1>(&expanded, group, &mut totals),
                     SIX => rows_of::<V, false, 2>(&expanded, group, &mut totals),
@@ -106,19 +139,102 @@ unsafe fn panels_of<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES
     }
 }
 
-/// Numbers of one block as 16 lines of pairs.
+/// A stripe of R rows, few enough that what is expanded never leaves the registers.
 /// # Safety
-/// `block` must have BITS lines, `out` take 16 of 16 words.
+/// As `panels_of`; the stripe that begins at `row` has R rows.
 #[inline(always)]
-unsafe fn numbers<V: Lanes, const BITS: usize, const OFFSET: u32>(block: *const Line, out: *mut u32) {
-    let both = |x: u32| V::splat_words(x | x << 16);
-    let offset = both(OFFSET);
+unsafe fn direct<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u8, const R: usize>(
+    acts: &Activations,
+    job: &Job<'_>,
+    panels: (usize, usize),
+    row: usize,
+) {
+    let matrix = job.matrix;
+    let blocks = matrix.k() / BLOCK;
+    let stripe = acts.stripe(row, blocks, 0, R);
+    for panel in panels.0..panels.1 {
+        // SAFETY: `panel` is below `panels()`, groups and blocks stay within k and the stripe.
+        unsafe {
+            let lines = matrix.lines.as_ptr().add(panel * matrix.panel_lines());
+            let heads = lines.add(blocks * BITS).cast::<u8>();
+            let mut acc = [V::splat(0.0); R];
+            for first in (0..blocks).step_by(GROUP_BLOCKS) {
+                let mut part = [V::splat(0.0); R];
+                for b in first..blocks.min(first + GROUP_BLOCKS) {
+                    block::<V, BITS, OFFSET, SCALES, R>(lines.add(b * BITS), (heads, b), stripe, &mut part);
+                }
+                for r in 0..R {
+                    let scale = V::splat(*stripe.scales.add(first / GROUP_BLOCKS * R + r));
+                    acc[r] = part[r].fma(scale, acc[r]);
+                }
+            }
+            for r in 0..R {
+                put::<V>(job, acc[r], row + r, panel);
+            }
+        }
+    }
+}
+
+/// Adds block `heads.1` of a panel, whose numbers begin at `lines`, to `part`.
+/// # Safety
+/// As `direct`.
+#[inline(always)]
+unsafe fn block<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u8, const R: usize>(
+    lines: *const Line,
+    heads: (*const u8, usize),
+    stripe: Stripe,
+    part: &mut [V; R],
+) {
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        let words = stripe.words.add(heads.1 * R * PAIRS);
+        let sums = stripe.sums.add(heads.1 * R);
+        // What the offset of every number comes to is taken off beforehand; only Q6_K, whose sums
+        // are of half a block, has its numbers changed.
+        let whole = SCALES != SIX;
+        let mut sum = [[V::splat_words(0); R]; 2];
+        for r in 0..R {
+            if whole && OFFSET > 0 {
+                let offset = OFFSET as i32 * *sums.add(r) as i32;
+                sum[0][r] = V::splat_words(offset.wrapping_neg() as u32);
+            }
+        }
+        each_pair::<V, BITS>(lines, |pair, w| {
+            let w = if whole { w } else { V::sub_pairs(w, both::<V>(OFFSET)) };
+            let half = if whole { 0 } else { pair / (PAIRS / 2) };
+            for r in 0..R {
+                sum[half][r] = V::dot(sum[half][r], w, V::splat_words(*words.add(r * PAIRS + pair)));
+            }
+        });
+        let (d, m) = scales::<V, SCALES>(heads.0, heads.1);
+        for r in 0..R {
+            part[r] = d[0].fma(V::from_words(sum[0][r]), part[r]);
+            if !whole {
+                part[r] = d[1].fma(V::from_words(sum[1][r]), part[r]);
+            }
+            if SCALES == MIN || SCALES == K {
+                part[r] = m.fma(V::splat(*sums.add(r)), part[r]);
+            }
+        }
+    }
+}
+
+/// The same number in both halves of every word.
+#[inline(always)]
+fn both<V: Lanes>(x: u32) -> V::Words {
+    V::splat_words(x | x << 16)
+}
+
+/// Calls `work(pair, numbers)` for the 16 pairs of a block, offsets still on.
+/// # Safety
+/// `block` must have BITS lines.
+#[inline(always)]
+unsafe fn each_pair<V: Lanes, const BITS: usize>(block: *const Line, mut work: impl FnMut(usize, V::Words)) {
     // SAFETY: vouched for by the caller.
     unsafe {
         if BITS == 8 {
             for pair in 0..PAIRS {
-                let words = V::load_pairs_i8(block.cast::<i8>().add(pair * 2 * LANES));
-                V::store_words(words, out.add(pair * LANES));
+                work(pair, V::load_pairs_i8(block.cast::<i8>().add(pair * 2 * LANES)));
             }
             return;
         }
@@ -128,14 +244,8 @@ unsafe fn numbers<V: Lanes, const BITS: usize, const OFFSET: u32>(block: *const 
                 [low, V::shift_right::<4>(low), V::shift_right::<8>(low), V::shift_right::<12>(low)];
             let high = high_bits::<V, BITS>(block, line);
             for i in 0..4 {
-                let mut words = V::and(shifted[i], both(15));
-                if BITS > 4 {
-                    words = V::or(words, high[i]);
-                }
-                if OFFSET > 0 {
-                    words = V::sub_pairs(words, offset);
-                }
-                V::store_words(words, out.add((4 * line + i) * LANES));
+                let low = V::and(shifted[i], both::<V>(15));
+                work(4 * line + i, if BITS > 4 { V::or(low, high[i]) } else { low });
             }
         }
     }
@@ -146,7 +256,6 @@ unsafe fn numbers<V: Lanes, const BITS: usize, const OFFSET: u32>(block: *const 
 /// `block` must have BITS lines.
 #[inline(always)]
 unsafe fn high_bits<V: Lanes, const BITS: usize>(block: *const Line, line: usize) -> [V::Words; 4] {
-    let both = |x: u32| V::splat_words(x | x << 16);
     // SAFETY: vouched for by the caller.
     unsafe {
         match BITS {
@@ -161,52 +270,46 @@ unsafe fn high_bits<V: Lanes, const BITS: usize>(block: *const Line, line: usize
                 };
                 let near =
                     [near, V::shift_right::<1>(near), V::shift_right::<2>(near), V::shift_right::<3>(near)];
-                near.map(|words| V::and(words, both(16)))
+                near.map(|words| V::and(words, both::<V>(16)))
             }
             6 => {
                 let all = V::load_words(block.add(4 + line / 2).cast());
                 let near = if line % 2 == 0 { all } else { V::shift_right::<8>(all) };
                 let near =
                     [V::shift_left::<4>(near), V::shift_left::<2>(near), near, V::shift_right::<2>(near)];
-                near.map(|words| V::and(words, both(48)))
+                near.map(|words| V::and(words, both::<V>(48)))
             }
-            _ => [both(0); 4],
+            _ => [both::<V>(0); 4],
         }
     }
 }
 
-/// Scales (and minima) of block `block` of the panel, as block `at` of the group.
+/// Scales (of each half if the format is Q6_K, else the first counts) and minima of block `block`.
 /// # Safety
 /// `heads` must be the panel's scales of format SCALES and have those of the block.
 #[inline(always)]
-unsafe fn scales<V: Lanes, const SCALES: u8>(heads: *const u8, block: usize, at: usize, out: &mut Expanded) {
+unsafe fn scales<V: Lanes, const SCALES: u8>(heads: *const u8, block: usize) -> ([V; 2], V) {
     let (unit, sub) = (block * BLOCK / SUPER, block % (SUPER / BLOCK));
+    let none = V::splat(0.0);
     // SAFETY: vouched for by the caller.
     unsafe {
         match SCALES {
-            ONE => {
-                let d = heads.add(block * Scales::One.bytes());
-                V::load_f16(d.cast()).store(out.d[at].as_mut_ptr());
-            }
+            ONE => ([V::load_f16(heads.add(block * Scales::One.bytes()).cast()), none], none),
             MIN => {
                 let d = heads.add(block * Scales::Min.bytes());
-                V::load_f16(d.cast()).store(out.d[at].as_mut_ptr());
-                V::load_f16(d.add(2 * LANES).cast()).store(out.m[at].as_mut_ptr());
+                ([V::load_f16(d.cast()), none], V::load_f16(d.add(2 * LANES).cast()))
             }
             K => {
                 let d = heads.add(unit * Scales::Super.bytes());
                 let bytes = d.add(4 * LANES + sub * 2 * LANES);
-                V::load_f16(d.cast()).mul(V::load_u8(bytes)).store(out.d[at].as_mut_ptr());
                 let min = V::load_f16(d.add(2 * LANES).cast()).mul(V::load_u8(bytes.add(LANES)));
-                V::splat(0.0).sub(min).store(out.m[at].as_mut_ptr());
+                ([V::load_f16(d.cast()).mul(V::load_u8(bytes)), none], none.sub(min))
             }
             _ => {
                 let d = heads.add(unit * Scales::Signed.bytes());
                 let bytes = d.add(2 * LANES + sub * 2 * LANES).cast::<i8>();
-                for half in 0..2 {
-                    let scale = V::load_i8(bytes.add(half * LANES));
-                    V::load_f16(d.cast()).mul(scale).store(out.d[2 * at + half].as_mut_ptr());
-                }
+                let d = V::load_f16(d.cast());
+                ([d.mul(V::load_i8(bytes)), d.mul(V::load_i8(bytes.add(LANES)))], none)
             }
         }
     }
