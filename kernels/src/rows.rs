@@ -161,7 +161,7 @@ struct Gating<'a> {
 }
 
 /// 2 sqrt(2 / pi)
-const GELU_1: f32 = 1.595_769_1;
+const GELU_1: f32 = 1.595_769_2;
 /// 0.044715 times that
 const GELU_3: f32 = 0.071_354_82;
 

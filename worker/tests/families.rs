@@ -221,7 +221,7 @@ fn phi_3_with_long_factors() {
 fn every_type_of_weights_goes_through_every_family() {
     use TensorType::*;
     for config in shapes::all_small() {
-        let kinds = vec![Q4K, Q5K, Q6K, Q4_0, Q5_0, Q5_1, Bf16, F32];
+        let kinds = [Q4K, Q5K, Q6K, Q4_0, Q5_0, Q5_1, Bf16, F32];
         let layers = 4;
         let config = ModelConfig { layers, ..config };
         for start in [0, 4] {
