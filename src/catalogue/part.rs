@@ -58,15 +58,8 @@ impl Part {
         if part.file.metadata().with_context(at)?.len() > model.bytes {
             part.clear()?;
         }
-        let mut buffer = vec![0u8; BUFFER_BYTES];
-        loop {
-            let count = part.file.read(&mut buffer).with_context(at)?;
-            if count == 0 {
-                return Ok(part);
-            }
-            part.hasher.update(&buffer[..count]);
-            part.written += count as u64;
-        }
+        part.read_in()?;
+        Ok(part)
     }
 
     pub fn path(&self) -> &Path {
@@ -95,6 +88,34 @@ impl Part {
         self.hasher = Sha256::new();
         self.written = 0;
         Ok(())
+    }
+
+    /// Keeps the first bytes (at most what is here) and drops the rest.
+    pub fn keep(&mut self, bytes: u64) -> anyhow::Result<()> {
+        if bytes == self.written {
+            return Ok(());
+        }
+        let at = || format!("can't write the unfinished download {}", self.path.display());
+        self.file.set_len(bytes.min(self.written)).with_context(at)?;
+        self.file.seek(SeekFrom::Start(0)).with_context(at)?;
+        self.hasher = Sha256::new();
+        self.written = 0;
+        self.read_in()
+    }
+
+    /// Hashes what the file has from where it stands.
+    fn read_in(&mut self) -> anyhow::Result<()> {
+        let mut buffer = vec![0u8; BUFFER_BYTES];
+        loop {
+            let count = self.file.read(&mut buffer);
+            let count = count
+                .with_context(|| format!("can't read the unfinished download {}", self.path.display()))?;
+            if count == 0 {
+                return Ok(());
+            }
+            self.hasher.update(&buffer[..count]);
+            self.written += count as u64;
+        }
     }
 
     /// Appends; refuses more than the expected bytes.

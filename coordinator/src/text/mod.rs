@@ -3,20 +3,30 @@
 //! Must never let one request's text cost more than its length deserves, nor let what a client writes
 //! inside a message pass for a control token.
 
+mod bytes;
 mod detok;
+mod keys;
+mod pieces;
 mod special;
 mod split;
+mod stages;
 mod template;
 mod tokenizer;
 
+#[cfg(test)]
+mod corpus_tests;
 #[cfg(test)]
 mod detok_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod pieces_tests;
+#[cfg(test)]
 mod split_tests;
 #[cfg(test)]
 mod template_tests;
+#[cfg(test)]
+mod vocabulary_tests;
 
 use anyhow::Context;
 use caravan_core::error::Refusal;

@@ -68,8 +68,8 @@ fn tokenizers_that_are_not_understood_are_named() {
         let why = format!("{:#}", read(&writer).err().expect(what));
         assert!(why.contains(what), "{why:?} should mention {what:?}");
     };
-    refused(writer().text("tokenizer.ggml.model", "llama"), "\"llama\"");
-    refused(writer().text("tokenizer.ggml.pre", "tekken"), "\"tekken\"");
+    refused(writer().text("tokenizer.ggml.model", "t5"), "\"t5\"");
+    refused(writer().text("tokenizer.ggml.pre", "superbpe"), "\"superbpe\"");
     for key in ["model", "pre", "tokens", "merges"] {
         let key = format!("tokenizer.ggml.{key}");
         refused(writer().without(&key), &key);

@@ -14,11 +14,19 @@ use caravan_core::error::Refusal;
 
 use super::ChatMessage;
 
+/// A token that ends at a node.
+#[derive(Clone, Copy, Debug)]
+struct Special {
+    token: u32,
+    control: bool,
+    /// White space behind it belongs to it.
+    strip: bool,
+}
+
 #[derive(Debug, Default)]
 struct Node {
     children: BTreeMap<u8, u32>,
-    /// Token that ends here, and whether it is a control token.
-    token: Option<(u32, bool)>,
+    token: Option<Special>,
     /// A control token ends here or below.
     control: bool,
 }
@@ -34,6 +42,8 @@ pub(super) struct Found {
     pub start: usize,
     pub end: usize,
     pub token: u32,
+    /// White space behind it belongs to it.
+    pub strip: bool,
 }
 
 impl SpecialTokens {
@@ -42,7 +52,7 @@ impl SpecialTokens {
     }
 
     /// `text` must not be empty.
-    pub(super) fn insert(&mut self, text: &str, token: u32, control: bool) {
+    pub(super) fn insert(&mut self, text: &str, token: u32, control: bool, strip: bool) {
         let mut at = 0;
         self.nodes[0].control |= control;
         for byte in text.bytes() {
@@ -54,11 +64,11 @@ impl SpecialTokens {
             at = child as usize;
             self.nodes[at].control |= control;
         }
-        self.nodes[at].token = Some((token, control));
+        self.nodes[at].token = Some(Special { token, control, strip });
     }
 
-    /// The first token in `text`; of those that begin there, the longest.
-    pub(super) fn find(&self, text: &str) -> Option<Found> {
+    /// The first token in `text`; of those that begin there, the longest. Control tokens only if `control`.
+    pub(super) fn find(&self, text: &str, control: bool) -> Option<Found> {
         let bytes = text.as_bytes();
         let starts = bytes.iter().enumerate().filter(|(_, byte)| self.nodes[0].children.contains_key(byte));
         starts.map(|(start, _)| start).find_map(|start| {
@@ -69,8 +79,9 @@ impl SpecialTokens {
                     break;
                 };
                 at = *child as usize;
-                if let Some((token, _)) = self.nodes[at].token {
-                    longest = Some(Found { start, end: start + length + 1, token });
+                if let Some(special) = self.nodes[at].token.filter(|special| control || !special.control) {
+                    let Special { token, strip, .. } = special;
+                    longest = Some(Found { start, end: start + length + 1, token, strip });
                 }
             }
             longest
@@ -85,7 +96,7 @@ impl SpecialTokens {
                 return false;
             };
             at = *child as usize;
-            if matches!(self.nodes[at].token, Some((_, true))) {
+            if self.nodes[at].token.is_some_and(|special| special.control) {
                 return true;
             }
         }

@@ -1,6 +1,6 @@
 //! Cuts text into the words inside which a byte-level BPE merges: the pre-tokenizers of GGUF files.
 //!
-//! Each is a scanner written out by hand, equal to the regular expression that it is named after. A
+//! The common ones are scanners written out by hand, equal to the regular expression that they are named after. A
 //! backtracking engine would do, but it gives up on a run of a million spaces and then (in the
 //! `tokenizers` crate) leaves the rest of the text uncut without a word. A scanner passes over the text
 //! once. Must never need more than time proportional to the text.
@@ -10,8 +10,10 @@ use std::sync::LazyLock;
 
 use tokenizers::utils::SysRegex;
 
-/// `tokenizer.ggml.pre` of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::stages::Stages;
+
+/// How a text is cut, by `tokenizer.ggml.pre` of a file.
+#[derive(Clone, Debug)]
 pub(super) enum Splitter {
     /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
     Gpt2,
@@ -21,23 +23,29 @@ pub(super) enum Splitter {
     Llama3,
     /// As `Llama3` with `\p{N}` for `\p{N}{1,3}`.
     Qwen2,
+    /// Rarer ones, by their expressions.
+    Staged(Stages),
 }
 
 impl Splitter {
     /// By the name in the file; `None` for one that this build does not know.
     pub(super) fn from_name(name: &str) -> Option<Splitter> {
         Some(match name {
-            "gpt-2" | "default" => Splitter::Gpt2,
-            "smollm" => Splitter::Smollm,
-            "llama-bpe" | "llama3" | "llama-v3" => Splitter::Llama3,
-            "qwen2" => Splitter::Qwen2,
-            _ => return None,
+            "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" | "gigachat"
+            | "a.x-4.0" | "mellum" | "exaone4" => Splitter::Gpt2,
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
+            | "mellum2" => Splitter::Smollm,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
+            | "lfm2" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" | "glm5" => Splitter::Llama3,
+            "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "hunyuan" | "megrez"
+            | "grok-2" | "solar-open" => Splitter::Qwen2,
+            _ => Splitter::Staged(Stages::from_name(name)?),
         })
     }
 
     /// Gives every word of `text` in order; together they are `text`. Ends early if `word` breaks.
     pub(super) fn words<'a>(
-        self,
+        &self,
         text: &'a str,
         mut word: impl FnMut(&'a str) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
@@ -46,6 +54,7 @@ impl Splitter {
             Splitter::Smollm => smollm(text, &mut word),
             Splitter::Llama3 => cut(text, |text| llama3(text, 3), &mut word),
             Splitter::Qwen2 => cut(text, |text| llama3(text, 1), &mut word),
+            Splitter::Staged(stages) => stages.words(text, &mut word),
         }
     }
 }
@@ -116,9 +125,38 @@ static LETTERS: LazyLock<Table> = LazyLock::new(|| Table::of(r"\p{L}+"));
 static NUMBERS: LazyLock<Table> = LazyLock::new(|| Table::of(r"\p{N}+"));
 
 /// Makes the tables now rather than with the first request.
-pub(super) fn prepare() {
-    LazyLock::force(&LETTERS);
-    LazyLock::force(&NUMBERS);
+pub(super) fn prepare(splitter: &Splitter) {
+    if !matches!(splitter, Splitter::Staged(_)) {
+        LazyLock::force(&LETTERS);
+        LazyLock::force(&NUMBERS);
+    }
+}
+
+/// Whether a word that is a token is that token, whatever the merges say.
+pub(super) fn whole_words(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "glm4",
+        "glm5",
+        "tekken",
+        "minicpm5",
+        "youtu",
+    ];
+    NAMES.contains(&name)
+}
+
+/// Whether files with this pre-tokenizer that lack `add_bos_token` want the first token.
+pub(super) fn first_token_wanted(name: &str) -> bool {
+    const NAMES: [&str; 9] =
+        ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"];
+    NAMES.contains(&name)
 }
 
 fn class(character: char) -> Class {

@@ -90,6 +90,13 @@ impl GgufWriter {
         self.raw(key, 9, &bytes)
     }
 
+    pub fn f32s(self, key: &str, numbers: &[f32]) -> Self {
+        let mut bytes = 6u32.to_le_bytes().to_vec();
+        bytes.extend((numbers.len() as u64).to_le_bytes());
+        numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        self.raw(key, 9, &bytes)
+    }
+
     /// Filled with the bytes of `weights`.
     pub fn tensor(self, name: &str, dims: &[u64], kind: TensorType, seed: u64) -> Self {
         let data = weights(name, dims, kind, seed);
@@ -154,7 +161,7 @@ fn number_of(kind: TensorType) -> u32 {
 }
 
 /// A fixed sequence of numbers: the finaliser of SplitMix64 over a counter.
-fn mixed(counter: u64) -> u64 {
+pub fn mixed(counter: u64) -> u64 {
     let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
