@@ -196,7 +196,7 @@ fn worker(port: u16) -> Worker {
             threads: 2,
             memory_bytes: 1 << 30,
             kv_bytes: 1 << 20,
-            numerics: "f32-acc-1/f32".into(),
+            numerics: "i16-2/i16".into(),
         },
         incarnation: 7,
         state: WorkerState::Active,
