@@ -81,9 +81,8 @@ const YOUTU_CJK: &str = concat!(
     r"|[\u{ff01}\u{2026}\u{201c}\u{201d}\u{2018}\u{2019}\u{2014}\u{ff1a}\u{ff1b}\u{ff0c}\u{3001}-\u{303f}\u{fe30}-\u{fe4f}]+",
     r"|[\u{3105}-\u{312f}]+|[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+"
 );
-const QWEN2: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-);
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+";
 const QWEN35: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -112,9 +111,12 @@ const FALLBACK_PUNCTUATION: &str = r"[\p{P}$+<=>^~|]+";
 
 use Spaces::{Cut, CutBehindLines, Left};
 
+/// Names, and the expressions that their texts are cut by, one after the other.
+type List = (&'static [&'static str], &'static [(&'static str, Spaces)]);
+
 /// Names in `tokenizer.ggml.pre`, and the expressions in order. Sources: the `tokenizer.json` of the models
 /// that brought them; the names are llama.cpp's.
-const LISTS: &[(&[&str], &[(&str, Spaces)])] = &[
+const LISTS: &[List] = &[
     (&["default"], &[(FALLBACK_PUNCTUATION, Left), (GPT2, Cut), (r"\p{N}+", Left), ("[0-9]{3}", Left)]),
     (&["falcon"], &[(ASCII_PUNCTUATION, Left), (GPT2, Cut), ("[0-9]{3}", Left)]),
     (

@@ -30,8 +30,8 @@ pub(super) struct Tokenizer {
 
 /// How the text between special tokens is encoded.
 enum Kind {
-    Bytes(ByteBpe),
-    Pieces(Pieces),
+    Bytes(Box<ByteBpe>),
+    Pieces(Box<Pieces>),
 }
 
 /// How to encode a text.
@@ -59,8 +59,10 @@ impl Tokenizer {
         let types = keys::token_types(gguf, count)?;
         // Of files that lack the key, these want the token.
         let (kind, first) = match model {
-            "gpt2" => (Kind::Bytes(ByteBpe::from_gguf(gguf, &types)?), ByteBpe::first_token_wanted(gguf)),
-            "llama" => (Kind::Pieces(Pieces::from_gguf(gguf, &types)?), true),
+            "gpt2" => {
+                (Kind::Bytes(Box::new(ByteBpe::from_gguf(gguf, &types)?)), ByteBpe::first_token_wanted(gguf))
+            }
+            "llama" => (Kind::Pieces(Box::new(Pieces::from_gguf(gguf, &types)?)), true),
             _ => bail!(
                 "`tokenizer.ggml.model` is {model:?}: this build has `gpt2` (byte-level BPE) and `llama` (scored pieces)"
             ),

@@ -274,7 +274,7 @@ unsafe fn high_bits<V: Lanes, const BITS: usize>(block: *const Line, line: usize
             }
             6 => {
                 let all = V::load_words(block.add(4 + line / 2).cast());
-                let near = if line % 2 == 0 { all } else { V::shift_right::<8>(all) };
+                let near = if line.is_multiple_of(2) { all } else { V::shift_right::<8>(all) };
                 let near =
                     [V::shift_left::<4>(near), V::shift_left::<2>(near), near, V::shift_right::<2>(near)];
                 near.map(|words| V::and(words, both::<V>(48)))
