@@ -21,7 +21,11 @@ async fn follows_a_redirect_and_survives_the_restart_of_its_coordinator() {
     let first = leader.hello().await;
     assert_eq!((first.worker.as_str(), first.epoch), ("a", 0));
     assert_eq!(first.protocol_version, limits::PROTOCOL_VERSION);
-    assert!(first.memory_bytes > 0 && first.kv_bytes == 1 << 20 && first.numerics == caravan_worker::slice::numerics());
+    assert!(
+        first.memory_bytes > 0
+            && first.kv_bytes == 1 << 20
+            && first.numerics == caravan_worker::slice::numerics()
+    );
 
     leader.direct("a", Order::Assignments(wire::Assignments { epoch: 6, assignments: Vec::new() })).await;
     leader.stage_state("a", 6, "ready").await;
