@@ -45,6 +45,36 @@ fn products() {
     }
 }
 
+/// Weights that no cache holds, as in decoding.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn products_from_memory() {
+    let (k, n) = (576usize, 1536);
+    for isa in Isa::available().into_iter().skip(1) {
+        let mut team = Team::with_isa(1, isa);
+        for kind in [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0, WeightType::Q4K] {
+            let k = k.next_multiple_of(kind.unit().0);
+            let bytes: Vec<u8> = (0..kind.row_bytes(k).unwrap() * n).map(|i| (i * 37 % 61) as u8).collect();
+            let one = Matrix::pack(kind, k, n, &bytes).unwrap();
+            let all = vec![one; 160];
+            for rows in [1, 2, 4, 8, 16] {
+                let input = vec![0.5; rows * k];
+                let mut out = vec![0.0; rows * n];
+                let mut acts = Activations::default();
+                let best = time(|| {
+                    for matrix in &all {
+                        let mut products = [Product { matrix, out: &mut out, store: Store::Set }];
+                        multiply(&mut team, &mut acts, rows, &input, &mut products);
+                    }
+                });
+                let rate = (rows * k * n * all.len()) as f64 / best / 1e9;
+                let bytes = (all[0].memory_bytes() * all.len()) as f64 / best / 1e9;
+                println!("{} {kind:?} rows {rows}: {rate:.1} G products/s, {bytes:.1} GB/s", isa.name());
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "a measurement, not a check"]
 fn attention() {

@@ -105,6 +105,11 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn splat_words(word: u32) -> Self::Words {
         let half = unsafe { _mm256_set1_epi32(word as i32) };
         (half, half)

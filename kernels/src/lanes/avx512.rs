@@ -74,6 +74,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn splat_words(word: u32) -> __m512i {
         unsafe { _mm512_set1_epi32(word as i32) }
     }

@@ -58,6 +58,9 @@ pub(crate) trait Lanes: Copy {
     /// `p` must be valid for reading 16 u16, unaligned.
     unsafe fn load_bf16(p: *const u16) -> Self;
 
+    /// Asks for a line of memory ahead of its use. Any address will do: nothing is read.
+    fn prefetch(p: *const u8);
+
     fn splat_words(word: u32) -> Self::Words;
 
     /// # Safety

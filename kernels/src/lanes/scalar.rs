@@ -99,6 +99,9 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     fn splat_words(word: u32) -> Self::Words {
         [word; LANES]
     }

@@ -124,6 +124,7 @@ unsafe fn expanded<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES:
                         m.store(expanded.m[b].as_mut_ptr());
                     }
                 }
+                ahead::<V, BITS>(lines, (heads, SCALES), first + GROUP_BLOCKS, count);
                 let stripe = acts.stripe(rows.0, blocks, first, rows.1 - rows.0);
                 let group = Group { count, pairs, acts: stripe };
                 match SCALES {
@@ -159,6 +160,7 @@ unsafe fn direct<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u
             let heads = lines.add(blocks * BITS).cast::<u8>();
             let mut acc = [V::splat(0.0); R];
             for first in (0..blocks).step_by(GROUP_BLOCKS) {
+                ahead::<V, BITS>(lines, (heads, SCALES), first + AHEAD, GROUP_BLOCKS);
                 let mut part = [V::splat(0.0); R];
                 for b in first..blocks.min(first + GROUP_BLOCKS) {
                     block::<V, BITS, OFFSET, SCALES, R>(lines.add(b * BITS), (heads, b), stripe, &mut part);
@@ -172,6 +174,33 @@ unsafe fn direct<V: Lanes, const BITS: usize, const OFFSET: u32, const SCALES: u
                 put::<V>(job, acc[r], row + r, panel);
             }
         }
+    }
+}
+
+/// Blocks that few rows ask for before they get there.
+const AHEAD: usize = 2 * GROUP_BLOCKS;
+
+/// Asks for `count` blocks of a panel from block `first` on, so that memory works while the rows
+/// before them are computed. Behind the end of the numbers are the scales, then the next panel.
+#[inline(always)]
+fn ahead<V: Lanes, const BITS: usize>(
+    lines: *const Line,
+    (heads, format): (*const u8, u8),
+    first: usize,
+    count: usize,
+) {
+    let numbers = lines.wrapping_add(first * BITS);
+    for line in 0..count * BITS {
+        V::prefetch(numbers.wrapping_add(line).cast());
+    }
+    let bytes = match format {
+        ONE => Scales::One.bytes(),
+        MIN => Scales::Min.bytes(),
+        K => Scales::Super.bytes() * BLOCK / SUPER,
+        _ => Scales::Signed.bytes() * BLOCK / SUPER,
+    };
+    for at in (0..count * bytes).step_by(size_of::<Line>()) {
+        V::prefetch(heads.wrapping_add(first * bytes + at));
     }
 }
 
