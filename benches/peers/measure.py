@@ -251,8 +251,9 @@ def limits(args, _file):
 
 
 def engine(args, file):
-    shape = ["--model", file, "--threads", args.threads, "--prompt", 512, "--generate", 64, "--repeat", args.repeat]
-    jobs = [["--batch", "1"], ["--prompt", 0, "--batch", "8,16"], ["--depth", 1024]]
+    shape = ["--model", file, "--threads", args.threads, "--generate", 64, "--repeat", args.repeat]
+    prompt = ["--prompt", 512]
+    jobs = [[*prompt, "--batch", "1"], ["--prompt", 0, "--batch", "8,16"], [*prompt, "--depth", 1024]]
     jobs = jobs if args.depth else jobs[:2]
     ours = [CARAVAN, "--config", "", "bench", "engine", "--json"]
     theirs = [sys.executable, HERE / "llama_engine.py"]
