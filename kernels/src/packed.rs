@@ -173,7 +173,7 @@ impl Matrix {
             for (i, (lines, rows)) in pieces.enumerate() {
                 let mut work = move || put_panels(format, rows, row_bytes, lines, panel_lines);
                 let first = i * panels * LANES;
-                if i == 0 && parts == 1 {
+                if parts == 1 {
                     return work();
                 }
                 running.push((first, scope.spawn(work)));
