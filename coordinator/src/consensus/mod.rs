@@ -137,11 +137,12 @@ impl Consensus {
         let addresses: BTreeMap<NodeId, String> =
             config.peers.into_iter().map(|(id, addr)| (id.0, addr)).collect();
         let store = open(config.data_dir, me).await?;
-        let (machine, watches) = StateMachine::open(store.clone()).await?;
+        let (machine, watches) = StateMachine::open(store.clone()).await.context(UNREADABLE)?;
         let peers = Peers::new(me, addresses.clone());
         let raft =
             Raft::new(me, Arc::new(raft_config(compaction)?), Network(peers.clone()), store.clone(), machine)
-                .await?;
+                .await
+                .context(UNREADABLE)?;
         let metrics = raft.metrics();
         let now = status::read(&metrics.borrow(), &peers, Duration::ZERO);
         let (publish, status) = watch::channel(now);
@@ -190,6 +191,10 @@ impl Consensus {
         }
     }
 }
+
+/// Why what a data folder holds may not be what this build reads.
+const UNREADABLE: &str = "the coordinator's data folder can't be read: another version of caravan wrote it, or it is damaged; \
+    use that version, or move the folders of all coordinators away, which forgets the cluster (retrying won't help)";
 
 async fn open(data_dir: PathBuf, me: NodeId) -> anyhow::Result<Store> {
     let opening = tokio::task::spawn_blocking(move || {
