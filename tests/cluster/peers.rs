@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use caravan_core::limits::PROTOCOL_VERSION;
 use caravan_proto::wire::directive::Directive as Told;
 use caravan_proto::wire::edge_frame::Frame;
 use caravan_proto::wire::fleet_client::FleetClient;
@@ -50,7 +51,8 @@ async fn told(grpc: &str, hello: WorkerHello, wanted: impl Fn(&Told) -> bool) ->
 /// Opens an edge of epoch 0 into a worker's stage and gives the refusal.
 async fn stale_edge(grpc: &str, pipeline: &str) -> tonic::Status {
     let mut client = StageClient::connect(format!("http://{grpc}")).await.expect("the stage door");
-    let hello = EdgeHello { protocol_version: 1, epoch: 0, pipeline: pipeline.to_owned(), stage: 0 };
+    let hello =
+        EdgeHello { protocol_version: PROTOCOL_VERSION, epoch: 0, pipeline: pipeline.to_owned(), stage: 0 };
     let frames = tokio_stream::iter([EdgeFrame { frame: Some(Frame::Hello(hello)) }]);
     match client.edge(frames.chain(tokio_stream::pending())).await {
         Err(status) => status,
@@ -67,9 +69,11 @@ fn strangers_and_stale_edges_are_refused() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let door = cluster.leader().grpc;
 
-    let refused = runtime.block_on(told(&door, hello(999), |told| matches!(told, Told::Refused(_))));
+    let refused =
+        runtime.block_on(told(&door, hello(PROTOCOL_VERSION + 997), |told| matches!(told, Told::Refused(_))));
     let Some(Told::Refused(refused)) = refused else { panic!("not refused: {refused:?}") };
-    assert!(refused.why.contains("999") && refused.why.contains('1'), "names both versions: {}", refused.why);
+    let versions = [PROTOCOL_VERSION + 997, PROTOCOL_VERSION].map(|version| format!("version {version}"));
+    assert!(versions.iter().all(|version| refused.why.contains(version)), "names both: {}", refused.why);
 
     let worker = cluster.role("worker")[0].clone();
     let before = cluster.admin("plan");
@@ -83,7 +87,8 @@ fn strangers_and_stale_edges_are_refused() {
     });
 
     // A worker with other numerics and an old epoch is told the truth, and never gets into the pipeline.
-    let directive = runtime.block_on(told(&door, hello(1), |told| !matches!(told, Told::Coordinators(_))));
+    let directive =
+        runtime.block_on(told(&door, hello(PROTOCOL_VERSION), |told| !matches!(told, Told::Coordinators(_))));
     assert!(matches!(directive, Some(Told::Measure(_) | Told::Assignments(_))), "{directive:?}");
     let answer = ask(&cluster.http, &question, |_| {}).expect("after the strangers").answer;
     assert_eq!(expected, answer);
