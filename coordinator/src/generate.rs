@@ -1,8 +1,8 @@
 //! The one seam that every mode uses: a request record in, tokens out, over any failure.
 //!
 //! Must never give a token twice or leave one out: whatever happens to drivers and pipelines, the
-//! record is submitted again with exactly the tokens that were given. Must never wait beyond the
-//! record's deadline.
+//! record is submitted again with exactly the tokens that were given. Must never go on with an answer
+//! in another numerics profile than it began in. Must never wait beyond the record's deadline.
 
 mod link;
 #[cfg(test)]
@@ -15,6 +15,7 @@ use caravan_core::cluster::ClusterState;
 use caravan_core::error::{Fault, Refusal, Retry};
 use caravan_core::ids::{CoordinatorId, Epoch};
 use caravan_core::limits;
+use caravan_core::plan::Pipeline;
 use caravan_core::request::{GenerateEvent, RequestRecord};
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -45,6 +46,8 @@ pub struct GenerateStream {
 struct Place {
     epoch: Epoch,
     driver: CoordinatorId,
+    /// Of its workers, who all have the same.
+    numerics: Option<String>,
 }
 
 /// How one submission ended.
@@ -77,6 +80,7 @@ impl Generator {
             state: self.state.clone(),
             link: self.link.clone(),
             deadline: Instant::now() + Duration::from_millis(left_ms),
+            numerics: None,
             record,
             client: events,
         };
@@ -99,6 +103,8 @@ struct Job {
     deadline: Instant,
     /// With every token that the client was given, and no other.
     record: RequestRecord,
+    /// The numerics profile that the tokens so far were computed in.
+    numerics: Option<String>,
     client: mpsc::Sender<GenerateEvent>,
 }
 
@@ -127,6 +133,9 @@ impl Job {
                 Ok(place) => place,
                 Err(refusal) => return Some(refusal),
             };
+            if let Err(refusal) = self.same_numerics(&place) {
+                return Some(refusal);
+            }
             tracing::debug!(request = self.record.id, epoch = %place.epoch, driver = %place.driver,
                 emitted = before, "submitting");
             let mut state = self.state.clone();
@@ -150,6 +159,24 @@ impl Job {
         }
     }
 
+    /// An answer that has begun goes on only where its next token is the one that would have come.
+    fn same_numerics(&mut self, place: &Place) -> Result<(), Refusal> {
+        if self.record.emitted.is_empty() || self.numerics.is_none() {
+            self.numerics = place.numerics.clone();
+        }
+        match (&self.numerics, &place.numerics) {
+            (Some(begun), Some(now)) if begun != now => {
+                let message = format!(
+                    "the workers that began this answer are gone, and those that serve the model now compute with \
+                     other numerics ({now}, not {begun}), so it can't go on to the bit; send the request again for a \
+                     whole answer"
+                );
+                Err(Refusal::cluster("numerics_changed", limits::RETRY_AFTER_MS, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How long to wait before a refused record is submitted again; `None` if the refusal is final.
     fn how_long(&self, refusal: &Refusal, failures: u32) -> Option<Duration> {
         let Retry::AfterMs(after_ms) = refusal.retry else { return None };
@@ -168,7 +195,8 @@ impl Job {
         loop {
             {
                 let state = self.state.borrow_and_update();
-                if let Some(place) = place(&state, &self.record.model, &self.record.id) {
+                let begun = self.numerics.as_deref().filter(|_| !self.record.emitted.is_empty());
+                if let Some(place) = place(&state, &self.record.model, &self.record.id, begun) {
                     return Ok(place);
                 }
                 // A coordinator that has applied nothing yet can't say what exists.
@@ -234,12 +262,21 @@ impl Job {
     }
 }
 
-/// A ready pipeline of the model. Of several each record has its own, so that they share the load.
-fn place(state: &ClusterState, model: &str, request: &str) -> Option<Place> {
-    let ready: Vec<_> = state.plan.pipelines_of(model).filter(|pipeline| pipeline.ready).collect();
+/// A ready pipeline of the model, one that computes with the numerics `wanted` if there is one. Of several
+/// each record has its own, so that they share the load.
+fn place(state: &ClusterState, model: &str, request: &str, wanted: Option<&str>) -> Option<Place> {
+    let numerics_of = |pipeline: &Pipeline| {
+        let first = pipeline.stages.first().and_then(|stage| state.workers.get(&stage.worker));
+        first.map(|worker| worker.profile.numerics.clone())
+    };
+    let ready = state.plan.pipelines_of(model).filter(|pipeline| pipeline.ready);
+    let mut ready: Vec<_> = ready.map(|pipeline| (pipeline.driver, numerics_of(pipeline))).collect();
+    if ready.iter().any(|(_, numerics)| numerics.as_deref() == wanted) {
+        ready.retain(|(_, numerics)| wanted.is_none() || numerics.as_deref() == wanted);
+    }
     let sum = request.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
-    let pipeline = ready.get(sum % ready.len().max(1))?;
-    Some(Place { epoch: state.plan.epoch, driver: pipeline.driver })
+    let (driver, numerics) = ready.get(sum % ready.len().max(1))?.clone();
+    Some(Place { epoch: state.plan.epoch, driver, numerics })
 }
 
 /// Resolves when the model has a ready pipeline in a newer epoch. Until then an old driver, even a

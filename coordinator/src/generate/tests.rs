@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use caravan_core::ids::PipelineId;
-use caravan_core::plan::{Pipeline, Plan};
+use caravan_core::ids::{PipelineId, WorkerId};
+use caravan_core::plan::{Plan, Slice, Stage};
 use caravan_core::request::{Finish, Sampled, Sampling};
 use futures::future::BoxFuture;
 
@@ -137,6 +137,31 @@ impl World {
         self.state.send_modify(|state| Arc::make_mut(state).plan = plan);
     }
 
+    /// One pipeline for each of `numerics`, of a worker of its own; drivers 1, 2, ….
+    fn plan_of(&self, epoch: u64, numerics: &[&str]) {
+        let toy = crate::driver::toy::FakeCluster::new(([127, 0, 0, 1], 1).into());
+        let worker = toy.state.borrow().workers.values().next().unwrap().clone();
+        self.state.send_modify(|state| {
+            let state = Arc::make_mut(state);
+            state.plan = Plan { epoch: Epoch(epoch), pipelines: Vec::new() };
+            for (i, numerics) in numerics.iter().enumerate() {
+                let id = WorkerId(format!("w{i}"));
+                let mut worker = worker.clone();
+                worker.profile.numerics = (*numerics).to_owned();
+                state.workers.insert(id.clone(), worker);
+                state.plan.pipelines.push(Pipeline {
+                    id: PipelineId(format!("toy/{i}")),
+                    model: "toy".into(),
+                    driver: CoordinatorId(i as u64 + 1),
+                    stages: vec![Stage { worker: id, incarnation: 1, slice: Slice { first: 0, end: 3 } }],
+                    kv_pages: 1,
+                    ready: true,
+                    predicted_tokens_per_s: 1.0,
+                });
+            }
+        });
+    }
+
     fn submissions(&self) -> Vec<(u64, u64, usize)> {
         self.link.submissions.lock().unwrap().clone()
     }
@@ -193,6 +218,36 @@ async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
 
 fn full() -> Refusal {
     Refusal::cluster("queue_full", 20, "full")
+}
+
+/// Nodes of two builds in one cluster, as while it is brought from one to the other.
+#[tokio::test]
+async fn an_answer_never_goes_on_in_other_numerics() {
+    let world = world([Act::Gives(4, End::Hangs)]);
+    world.plan_of(1, &["old"]);
+    let mut stream = world.generator.generate(record());
+    tokens(&mut stream, 4).await;
+    world.plan_of(2, &["new"]);
+    let refusal = refused(&mut stream).await;
+    assert_eq!(refusal.code, "numerics_changed");
+    assert!(refusal.message.contains("old") && refusal.message.contains("new"), "{}", refusal.message);
+    assert_eq!(world.submissions().len(), 1, "nobody was asked to go on");
+    // One that has not begun takes what there is.
+    whole(&mut world.generator.generate(record())).await;
+}
+
+#[tokio::test]
+async fn of_several_pipelines_one_of_the_same_numerics_goes_on() {
+    for numerics in [["old", "new", "new"], ["new", "old", "new"], ["new", "new", "old"]] {
+        let world = world([Act::Gives(4, End::Hangs)]);
+        world.plan_of(1, &["old"]);
+        let mut stream = world.generator.generate(record());
+        tokens(&mut stream, 4).await;
+        world.plan_of(2, &numerics);
+        assert_eq!(tokens(&mut stream, LENGTH - 4).await, answer()[4..]);
+        let driver = numerics.iter().position(|numerics| *numerics == "old").unwrap() as u64 + 1;
+        assert_eq!(world.submissions()[1], (driver, 2, 4));
+    }
 }
 
 #[tokio::test]
