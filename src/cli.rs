@@ -8,6 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use caravan_core::limits;
+use caravan_core::model::KvPrecision;
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
@@ -113,6 +114,10 @@ pub struct UpArgs {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::STEP_ROWS)))]
     pub prefill_chunk: u32,
 
+    /// How the KV cache holds keys and values: f16 takes half the memory, and gives other answers
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = kv_precision())]
+    pub kv: KvPrecision,
+
     /// Milliseconds without a sign of life after which a worker is given up
     #[arg(long, value_name = "N", default_value_t = limits::LEASE_MS, hide_short_help = true,
         value_parser = clap::value_parser!(u64).range(100..=600_000))]
@@ -168,6 +173,10 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "N", default_value_t = limits::PREFILL_CHUNK_TOKENS,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::STEP_ROWS)))]
     pub prefill_chunk: u32,
+
+    /// How the KV cache holds keys and values: f16 takes half the memory, and gives other answers
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = kv_precision())]
+    pub kv: KvPrecision,
 
     /// Milliseconds without a sign of life after which a worker is given up
     #[arg(long, value_name = "N", default_value_t = limits::LEASE_MS,
@@ -317,6 +326,11 @@ pub enum ModelCommand {
         #[arg(long, value_parser = FalseyValueParser::new())]
         json: bool,
     },
+}
+
+fn kv_precision() -> impl TypedValueParser<Value = KvPrecision> {
+    PossibleValuesParser::new(KvPrecision::NAMES)
+        .map(|name| KvPrecision::from_name(&name).unwrap_or_default())
 }
 
 /// `HOST:PORT` of this machine, resolved.

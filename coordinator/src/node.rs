@@ -13,7 +13,7 @@ use caravan_core::cluster::{Command, Coordinator, Outcome};
 use caravan_core::error::Retry;
 use caravan_core::ids::CoordinatorId;
 use caravan_core::limits;
-use caravan_core::model::ModelSpec;
+use caravan_core::model::{KvPrecision, ModelSpec};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -37,6 +37,8 @@ pub struct CoordinatorConfig {
     pub data_dir: PathBuf,
     /// Models to serve: catalogue name and file. May be empty: the replicated catalogue is used.
     pub models: Vec<(String, PathBuf)>,
+    /// How workers hold keys and values of these models.
+    pub kv: KvPrecision,
     pub prefill_chunk_tokens: u32,
     pub lease_ms: u64,
 }
@@ -133,7 +135,7 @@ async fn register(
 ) -> anyhow::Result<()> {
     let id = config.id;
     let files = models.clone();
-    let adding = tokio::task::spawn_blocking(move || add_all(&files, config.models));
+    let adding = tokio::task::spawn_blocking(move || add_all(&files, config.models, config.kv));
     propose_until_done(&consensus, Command::RegisterCoordinator { id, coordinator: me.clone() }).await;
     let specs = adding.await.context("a bug of the coordinator")??;
     me.holds = models.holds();
@@ -147,9 +149,16 @@ async fn register(
     std::future::pending().await
 }
 
-fn add_all(files: &ModelFiles, models: Vec<(String, PathBuf)>) -> anyhow::Result<Vec<ModelSpec>> {
+fn add_all(
+    files: &ModelFiles,
+    models: Vec<(String, PathBuf)>,
+    kv: KvPrecision,
+) -> anyhow::Result<Vec<ModelSpec>> {
     let add = |(name, path): (String, PathBuf)| {
-        files.add(&name, &path, &|_| {}).with_context(|| format!("model {name} can't be served"))
+        let spec = files.add(&name, &path, &|_| {});
+        let mut spec = spec.with_context(|| format!("model {name} can't be served"))?;
+        spec.config.kv = kv;
+        anyhow::Ok(spec)
     };
     models.into_iter().map(add).collect()
 }

@@ -4,7 +4,7 @@
 //! Must never hold logic.
 
 /// Version of the messages between nodes. Nodes of another version are refused with a clear error.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Version of the kernels' arithmetic; part of the numerics profile.
 pub const KERNEL_VERSION: &str = "i16-2";
 

@@ -123,6 +123,45 @@ pub struct ModelConfig {
     /// Logits likewise.
     pub logit_cap: Option<f32>,
     pub experts: Option<Experts>,
+    /// Not of the file but of the operator: how the cache holds keys and values. It decides bits.
+    pub kv: KvPrecision,
+}
+
+/// How the KV cache holds its numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvPrecision {
+    #[default]
+    F32,
+    /// Half the memory; every key and value is rounded once.
+    F16,
+}
+
+impl KvPrecision {
+    pub const NAMES: [&str; 2] = ["f32", "f16"];
+
+    /// `f32` or `f16`.
+    pub fn from_name(name: &str) -> Option<KvPrecision> {
+        match name {
+            "f32" => Some(KvPrecision::F32),
+            "f16" => Some(KvPrecision::F16),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KvPrecision::F32 => "f32",
+            KvPrecision::F16 => "f16",
+        }
+    }
+
+    /// Bytes of one number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            KvPrecision::F32 => 4,
+            KvPrecision::F16 => 2,
+        }
+    }
 }
 
 /// Which dimensions of a head are turned together. It follows from how the file orders the rows of
@@ -201,14 +240,15 @@ impl Default for ModelConfig {
             attention_cap: None,
             logit_cap: None,
             experts: None,
+            kv: KvPrecision::F32,
         }
     }
 }
 
 impl ModelConfig {
-    /// Bytes of KV cache (f32) that one token takes in one layer.
+    /// Bytes of KV cache that one token takes in one layer.
     pub fn kv_bytes_per_token_layer(&self) -> u64 {
-        2 * 4 * u64::from(self.kv_heads) * u64::from(self.head_dim)
+        2 * self.kv.bytes() * u64::from(self.kv_heads) * u64::from(self.head_dim)
     }
 
     /// The window of `layer`; `None` if it sees everything.

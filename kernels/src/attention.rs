@@ -1,4 +1,7 @@
-//! Attention over a paged f32 cache, with query heads grouped over key/value heads.
+//! Attention over a paged cache, with query heads grouped over key/value heads.
+//!
+//! The cache holds f32 or half-precision numbers (`Stored`): halves are rounded once, when a position is
+//! put, and widened exactly when they are read. Everything else is f32 either way.
 //!
 //! Layout of a page: keys are kv_heads x dim x stride (the positions side by side, stride =
 //! page_tokens rounded up to 16), values kv_heads x page_tokens x width (width = dim rounded up to
@@ -17,6 +20,8 @@
 use crate::isa::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::math;
+use crate::stored;
+pub use crate::stored::{Half, Stored};
 use crate::team::{Racy, Team};
 
 /// Shape of a layer's cache.
@@ -36,38 +41,45 @@ impl KvShape {
         self.dim.next_multiple_of(LANES)
     }
 
-    /// Floats of the keys of one page.
+    /// Numbers of the keys of one page.
     pub fn key_page(self) -> usize {
         self.kv_heads * self.dim * self.stride()
     }
 
-    /// Floats of the values of one page.
+    /// Numbers of the values of one page.
     pub fn value_page(self) -> usize {
         self.kv_heads * self.page_tokens * self.width()
     }
 
     /// Writes one position: `key` and `value` are kv_heads x dim, `page` and `slot` say where.
     /// Panics if the page or slot does not exist.
-    pub fn put(self, cache: (&mut [f32], &mut [f32]), (page, slot): (usize, usize), row: (&[f32], &[f32])) {
+    pub fn put<E: Stored>(
+        self,
+        cache: (&mut [E], &mut [E]),
+        (page, slot): (usize, usize),
+        row: (&[f32], &[f32]),
+    ) {
         assert!(slot < self.page_tokens, "slot");
         let keys = &mut cache.0[page * self.key_page()..(page + 1) * self.key_page()];
         let values = &mut cache.1[page * self.value_page()..(page + 1) * self.value_page()];
         for (line, x) in keys.chunks_exact_mut(self.stride()).zip(row.0) {
-            line[slot] = *x;
+            line[slot] = E::store(*x);
         }
         let heads = values.chunks_exact_mut(self.page_tokens * self.width());
         for (head, x) in heads.zip(row.1.chunks_exact(self.dim)) {
-            head[slot * self.width()..][..self.dim].copy_from_slice(x);
+            for (place, x) in head[slot * self.width()..].iter_mut().zip(x) {
+                *place = E::store(*x);
+            }
         }
     }
 }
 
 /// One layer's cache: pages x `key_page`, pages x `value_page`.
 #[derive(Clone, Copy)]
-pub struct Kv<'a> {
+pub struct Kv<'a, E: Stored> {
     pub shape: KvShape,
-    pub keys: &'a [f32],
-    pub values: &'a [f32],
+    pub keys: &'a [E],
+    pub values: &'a [E],
 }
 
 /// Whose keys a query row sees: positions 0..=position of the sequence that owns `pages`.
@@ -101,9 +113,9 @@ const TOGETHER: usize = 8;
 
 /// Attention of `rows` query rows: `query` and `out` are rows x heads x dim. `scratch` is reused.
 /// Panics if a shape does not fit, a page does not exist or the window is 0.
-pub fn attend(
+pub fn attend<E: Stored>(
     team: &mut Team,
-    (kv, scoring): (Kv<'_>, Scoring),
+    (kv, scoring): (Kv<'_, E>, Scoring),
     rows: &[Sight<'_>],
     query: &[f32],
     out: &mut [f32],
@@ -149,7 +161,7 @@ pub fn attend(
 }
 
 /// Pages of the row that needs most of them. Panics if one does not exist.
-fn check_pages(kv: Kv<'_>, rows: &[Sight<'_>]) -> usize {
+fn check_pages<E: Stored>(kv: Kv<'_, E>, rows: &[Sight<'_>]) -> usize {
     let shape = kv.shape;
     let pages = (kv.keys.len() / shape.key_page()).min(kv.values.len() / shape.value_page());
     let mut longest = 0;
@@ -176,8 +188,8 @@ fn blocks(rows: &[Sight<'_>]) -> Vec<(usize, usize)> {
 
 /// Rows of one sequence, for query heads that share a key/value head.
 #[derive(Clone, Copy)]
-struct Block<'a> {
-    kv: Kv<'a>,
+struct Block<'a, E: Stored> {
+    kv: Kv<'a, E>,
     scoring: Scoring,
     /// At most TOGETHER, all with the same pages.
     sights: &'a [Sight<'a>],
@@ -192,12 +204,12 @@ struct Block<'a> {
     out: *mut f32,
 }
 
-struct Heads<'a> {
-    block: Block<'a>,
+struct Heads<'a, E: Stored> {
+    block: Block<'a, E>,
     heads: usize,
 }
 
-impl Kernel for Heads<'_> {
+impl<E: Stored> Kernel for Heads<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -214,7 +226,7 @@ impl Kernel for Heads<'_> {
     }
 }
 
-impl Block<'_> {
+impl<E: Stored> Block<'_, E> {
     /// The positions that row `row` of the block sees.
     #[inline(always)]
     fn span(&self, row: usize) -> (usize, usize) {
@@ -317,7 +329,7 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn scores<V: Lanes, const G: usize, const C: usize>(
         &self,
-        keys: *const f32,
+        keys: *const E,
         row: usize,
         first: usize,
     ) {
@@ -330,7 +342,7 @@ impl Block<'_> {
             for d in 0..shape.dim {
                 let mut key = [V::splat(0.0); C];
                 for c in 0..C {
-                    key[c] = V::load(keys.add(d * shape.stride() + c * LANES));
+                    key[c] = stored::load::<V, E>(keys.add(d * shape.stride() + c * LANES));
                 }
                 for g in 0..G {
                     let q = V::splat(*query.add(g * shape.dim + d));
@@ -359,7 +371,7 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn values<V: Lanes, const G: usize, const C: usize>(
         &self,
-        values: *const f32,
+        values: *const E,
         (row, at): (usize, usize),
         first: usize,
         slots: (usize, usize),
@@ -377,7 +389,7 @@ impl Block<'_> {
             for slot in slots.0..slots.1 {
                 let mut value = [V::splat(0.0); C];
                 for c in 0..C {
-                    value[c] = V::load(values.add(slot * width + c * LANES));
+                    value[c] = stored::load::<V, E>(values.add(slot * width + c * LANES));
                 }
                 for g in 0..G {
                     let weight = V::splat(*weights.add(g * self.reach + slot));

@@ -184,3 +184,34 @@ fn what_left_the_window_does_not_show() {
     rows[41].0[3] = f32::NAN;
     assert!(run(&fill(shape, &rows, 1), &mut Team::new(2), scoring, &[49], &query)[0].is_nan());
 }
+
+/// A cache of halves gives what a cache of f32 gives that holds the rounded numbers.
+#[test]
+fn halves_are_rounded_once_and_then_numbers_like_others() {
+    let mut random = Random(41);
+    for (dim, page_tokens, group) in [(64, 32, 3), (24, 5, 1), (80, 16, 5)] {
+        let shape = KvShape { page_tokens, kv_heads: 2, dim };
+        let rows: Vec<_> = (0..70).map(|_| (random.numbers(2 * dim), random.numbers(2 * dim))).collect();
+        let round = |row: &[f32]| row.iter().map(|x| Half::store(*x).value()).collect::<Vec<f32>>();
+        let rounded: Vec<_> = rows.iter().map(|row| (round(&row.0), round(&row.1))).collect();
+        assert!(rounded != rows, "there is something to round");
+        let plain_case = fill(shape, &rounded, 4);
+        let mut keys = vec![Half::store(f32::NAN); 31 * shape.key_page()];
+        let mut values = vec![Half::store(f32::NAN); 31 * shape.value_page()];
+        for (t, row) in rows.iter().enumerate() {
+            let slot = (plain_case.pages[t / page_tokens] as usize, t % page_tokens);
+            shape.put((&mut keys, &mut values), slot, (&row.0, &row.1));
+        }
+        let query = random.numbers(2 * 2 * group * dim);
+        let scoring = Scoring { window: Some(50), ..plain(dim) };
+        let sights = [69, 12].map(|position| Sight { pages: &plain_case.pages, position });
+        for isa in Isa::available() {
+            let mut team = Team::with_isa(2, isa);
+            let want = run(&plain_case, &mut team, scoring, &[69, 12], &query);
+            let mut out = vec![0.0; query.len()];
+            let kv = Kv { shape, keys: &keys, values: &values };
+            attend(&mut team, (kv, scoring), &sights, &query, &mut out, &mut Vec::new());
+            assert!(same(&want, &out), "{isa:?} {shape:?}");
+        }
+    }
+}

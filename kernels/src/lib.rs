@@ -17,6 +17,7 @@ pub mod math;
 mod matmul;
 mod packed;
 pub mod rows;
+mod stored;
 mod team;
 #[cfg(test)]
 mod testing;

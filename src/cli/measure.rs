@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use caravan_core::limits;
+use caravan_core::model::KvPrecision;
 use clap::builder::{FalseyValueParser, PossibleValuesParser};
 use clap::{Args, Subcommand};
 
@@ -62,6 +63,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N,…", default_value = "0", value_delimiter = ',',
         value_parser = clap::value_parser!(u32).range(0..=i64::from(limits::CONTEXT_TOKENS)))]
     pub depth: Vec<u32>,
+
+    /// How the KV cache holds its numbers: f16 takes half the memory
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = super::kv_precision())]
+    pub kv: KvPrecision,
 
     /// Compute these layers only, from A to B without B [default: all]
     #[arg(long, value_name = "A..B", value_parser = layers)]
@@ -187,6 +192,10 @@ pub struct EvalArgs {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
+
+    /// How the KV cache holds its numbers: f16 takes half the memory
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = super::kv_precision())]
+    pub kv: KvPrecision,
 
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new())]

@@ -49,6 +49,7 @@ fn config(args: CoordinatorArgs) -> Result<CoordinatorConfig, UsageError> {
         peers,
         data_dir: args.data,
         models: args.model,
+        kv: args.kv,
         prefill_chunk_tokens: args.prefill_chunk,
         lease_ms: args.lease_ms,
     })

@@ -21,7 +21,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let text = read(&args.text)?;
     let term = Term::new();
     let file = catalogue::resolve(&args.model, &args.data, &term)?;
-    let model = LocalModel::open(&file.path)?;
+    let model = LocalModel::open(&file.path)?.with_kv(args.kv);
     let words = TextModel::from_gguf(model.gguf())?;
     let most = model.config().context;
     if args.context > most {

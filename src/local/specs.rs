@@ -69,6 +69,7 @@ impl Cluster<'_> {
         flags.add("--model", model);
         flags.add("--prefill-chunk", self.args.prefill_chunk.to_string());
         flags.add("--lease-ms", self.args.lease_ms.to_string());
+        flags.add("--kv", self.args.kv.name());
         self.spec(Role::Coordinator, id, flags, (Some(url(ports.http)), ports.grpc))
     }
 

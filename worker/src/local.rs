@@ -8,7 +8,7 @@ use anyhow::Context;
 use caravan_core::gguf::Gguf;
 use caravan_core::ids::Digest;
 use caravan_core::limits;
-use caravan_core::model::{ModelConfig, ModelSpec, TensorSpec};
+use caravan_core::model::{KvPrecision, ModelConfig, ModelSpec, TensorSpec};
 use caravan_core::plan::Slice;
 use caravan_kernels::map::FileMap;
 
@@ -40,6 +40,12 @@ impl LocalModel {
         Ok(LocalModel { path: path.to_owned(), gguf, spec, map })
     }
 
+    /// With the KV cache in this precision.
+    pub fn with_kv(mut self, precision: KvPrecision) -> LocalModel {
+        self.spec.config.kv = precision;
+        self
+    }
+
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
     }
@@ -66,8 +72,13 @@ impl LocalModel {
         form: Form,
         progress: &dyn Fn(f64),
     ) -> anyhow::Result<LoadedSlice> {
+        let mut config = self.spec.config.clone();
+        // The reference of evaluations rounds nothing.
+        if form == Form::F32 {
+            config.kv = KvPrecision::F32;
+        }
         let spec = SliceSpec {
-            config: self.spec.config.clone(),
+            config,
             slice,
             tensors: self.spec.tensors_of(slice).cloned().collect(),
             kv_pages,

@@ -111,7 +111,7 @@ impl Bench<'_> {
             slots: (0..rows).map(|position| (position / PAGE_TOKENS, position % PAGE_TOKENS)).collect(),
         };
         let shape = models::kv_shape(self.config, PAGE_TOKENS);
-        let mut kv = KvCache::new(shape, pages.len() as u32, 1);
+        let mut kv = KvCache::new(shape, self.config.kv, pages.len() as u32, 1);
         let mut x: Vec<f32> = (0..(rows * self.config.hidden)).map(mixed).collect();
         Rotation::still(self.config).set_angles(team, &batch, &mut self.scratch);
         let layers = &self.layers;

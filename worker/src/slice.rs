@@ -97,7 +97,7 @@ impl LoadedSlice {
         progress(1.0);
         let shape = models::kv_shape(&spec.config, spec.page_tokens);
         Ok(LoadedSlice {
-            kv: KvCache::new(shape, spec.kv_pages, spec.slice.layers() as usize),
+            kv: KvCache::new(shape, spec.config.kv, spec.kv_pages, spec.slice.layers() as usize),
             config: spec.config,
             slice: spec.slice,
             model,

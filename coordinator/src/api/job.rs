@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use caravan_core::cluster::ClusterState;
 use caravan_core::error::Refusal;
 use caravan_core::limits;
-use caravan_core::model::ModelSpec;
+use caravan_core::model::{KvPrecision, ModelSpec};
 use caravan_core::request::RequestRecord;
 
 use super::App;
@@ -259,7 +259,11 @@ pub fn choice_seed(seed: u64, index: u64) -> u64 {
 /// The numerics profile of a model: what decides the bits of its answers.
 pub fn fingerprint(spec: &ModelSpec) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [limits::KERNEL_VERSION.as_bytes(), &spec.digest.0, b"activations i16"] {
+    let kv: &[u8] = match spec.config.kv {
+        KvPrecision::F32 => b"kv f32",
+        KvPrecision::F16 => b"kv f16",
+    };
+    for part in [limits::KERNEL_VERSION.as_bytes(), &spec.digest.0, b"activations i16", kv] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }

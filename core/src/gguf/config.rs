@@ -9,7 +9,8 @@ use super::{Gguf, GgufError, TensorInfo, bad, rope};
 use crate::ids::Digest;
 use crate::limits;
 use crate::model::{
-    Experts, Family, ModelConfig, ModelSpec, Place, RopeFactors, RopePairing, RopeScaling, TensorSpec,
+    Experts, Family, KvPrecision, ModelConfig, ModelSpec, Place, RopeFactors, RopePairing, RopeScaling,
+    TensorSpec,
 };
 
 /// Dimensions that no file may exceed, so that products stay far from overflow.
@@ -140,6 +141,7 @@ fn read(keys: &Keys, tensors: &BTreeMap<&str, &TensorInfo>) -> Result<ModelConfi
         attention_cap: keys.positive_or_off("attn_logit_softcapping")?,
         logit_cap: keys.positive_or_off("final_logit_softcapping")?,
         experts: if family == Family::Qwen3Moe { Some(experts(keys)?) } else { None },
+        kv: KvPrecision::F32,
     })
 }
 

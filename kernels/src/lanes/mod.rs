@@ -15,7 +15,7 @@ pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 pub(crate) use scalar::Scalar;
-pub(crate) use scalar::{bf16_to_f32, f16_to_f32};
+pub(crate) use scalar::{bf16_to_f32, f16_to_f32, f32_to_f16};
 
 /// Lanes per vector, and columns per panel of packed weights.
 pub(crate) const LANES: usize = 16;

@@ -22,6 +22,28 @@ pub(crate) fn f16_to_f32(h: u16) -> f32 {
     f32::from_bits(sign | magnitude)
 }
 
+/// Single precision to half, rounded to nearest, ties to even; too large becomes infinite, NaN stays NaN.
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = (bits >> 16) as u16 & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+    let half = if magnitude > 0x7f80_0000 {
+        0x7e00
+    } else if magnitude >= 0x4780_0000 {
+        0x7c00
+    } else if magnitude < 0x3880_0000 {
+        // Below 2^-14: beside 0.5 the last place of a float is worth 2^-24, as that of such a half is.
+        let sum = f32::from_bits(magnitude) + 0.5;
+        sum.to_bits() - 0x3f00_0000
+    } else {
+        // Half of the last place that stays, less one if it is even: a carry may reach the exponent, and
+        // infinity.
+        let odd = (magnitude >> 13) & 1;
+        (magnitude - 0x3800_0000 + 0xfff + odd) >> 13
+    };
+    sign | half as u16
+}
+
 pub(crate) fn bf16_to_f32(h: u16) -> f32 {
     f32::from_bits(u32::from(h) << 16)
 }

@@ -21,7 +21,7 @@ pub fn run(args: &EngineArgs) -> anyhow::Result<()> {
     let loads = loads(args)?;
     let term = Term::new();
     let file = catalogue::resolve(&args.model, &args.data, &term)?;
-    let model = LocalModel::open(&file.path)?;
+    let model = LocalModel::open(&file.path)?.with_kv(args.kv);
     let layers = match args.layers {
         None => model.whole(),
         Some((first, end)) if end <= model.whole().end => Slice { first, end },

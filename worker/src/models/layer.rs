@@ -4,13 +4,13 @@
 //! but the kernels.
 
 use caravan_core::model::{self, ModelConfig};
-use caravan_kernels::attention::{Scoring, attend};
+use caravan_kernels::attention::Scoring;
 use caravan_kernels::rows::{add_bias, head_norm, rms_norm, rms_norm_add, rope};
 use caravan_kernels::{Gate, Matrix, Product, Store, Team, gated, multiply};
 
 use super::experts::Experts;
 use super::{Batch, Scratch, Traits, resize, rotation};
-use crate::kv::KvCache;
+use crate::kv::{KvCache, Looks};
 use crate::weights::Loader;
 
 /// One layer's weights.
@@ -175,8 +175,14 @@ impl Layer {
         self.project(config, team, (count, spot), s);
         kv.put(spot.cache, &batch.slots, &s.key, &s.value);
         resize(&mut s.mixed, s.query.len());
-        let cached = (kv.layer(spot.cache), scoring(config, spot.layer));
-        attend(team, cached, &batch.sights, &s.query, &mut s.mixed, &mut s.scores);
+        let looks = Looks {
+            scoring: scoring(config, spot.layer),
+            sights: &batch.sights,
+            query: &s.query,
+            out: &mut s.mixed,
+            scratch: &mut s.scores,
+        };
+        kv.attend(spot.cache, team, looks);
         match &self.post_norms {
             None => {
                 let mut products = [Product { matrix: &self.output, out: rows, store: Store::Add }];
