@@ -16,6 +16,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// What every 64-bit Arm has.
+    Neon,
 }
 
 /// A kernel's body, generic over the lanes. `run` must be `#[inline(always)]`, so that it is
@@ -26,24 +28,20 @@ pub(crate) trait Kernel {
 }
 
 impl Isa {
-    /// The fastest one of this CPU, or a lower one named by `CARAVAN_ISA` (`scalar`, `avx2`,
-    /// `avxvnni`, `avx512`). A name that is unknown or above the CPU's is ignored.
+    /// The fastest one of this CPU, or another of its own named by `CARAVAN_ISA` (`scalar`, `avx2`,
+    /// `avxvnni`, `avx512`, `neon`). A name that is unknown or not of this CPU is ignored.
     pub fn detect() -> Isa {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
-        *CHOSEN.get_or_init(|| {
-            let best = Isa::best();
-            match std::env::var("CARAVAN_ISA").as_deref() {
-                Ok("scalar") => Isa::Scalar,
-                Ok("avx2") => best.min(Isa::Avx2),
-                Ok("avxvnni") if Isa::available().contains(&Isa::AvxVnni) => Isa::AvxVnni,
-                _ => best,
-            }
-        })
+        *CHOSEN.get_or_init(|| Isa::named(std::env::var("CARAVAN_ISA").ok().as_deref()))
+    }
+
+    fn named(name: Option<&str>) -> Isa {
+        Isa::available().into_iter().find(|isa| Some(isa.name()) == name).unwrap_or_else(Isa::best)
     }
 
     /// Every instruction set this CPU can run.
     pub fn available() -> Vec<Isa> {
-        let all = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+        let all = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon];
         all.into_iter().filter(|isa| isa.supported()).collect()
     }
 
@@ -54,6 +52,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         }
     }
 
@@ -79,12 +78,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            Isa::Neon => false,
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn supported(self) -> bool {
-        self == Isa::Scalar
+        self == Isa::Scalar || (self == Isa::Neon && cfg!(target_arch = "aarch64"))
     }
 
     /// Runs a kernel on this instruction set; on plain code if the CPU lacks it.
@@ -99,8 +99,12 @@ impl Isa {
                 Isa::AvxVnni => return unsafe { x86::avx_vnni(kernel) },
                 // SAFETY: as above.
                 Isa::Avx2 => return unsafe { x86::avx2(kernel) },
-                Isa::Scalar => {}
+                Isa::Scalar | Isa::Neon => {}
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self == Isa::Neon {
+            return kernel.run::<crate::lanes::Neon>();
         }
         kernel.run::<Scalar>()
     }
@@ -124,5 +128,36 @@ mod x86 {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     pub(super) fn avx_vnni<K: Kernel>(kernel: K) -> K::Out {
         kernel.run::<Avx2<true>>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn a_name_chooses_only_what_the_cpu_has() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::named(Some(isa.name())), isa);
+        }
+        let best = *Isa::available().last().unwrap();
+        let foreign = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+        for name in [None, Some(""), Some("mmx"), Some(foreign)] {
+            assert_eq!(Isa::named(name), best, "{name:?}");
+        }
+    }
+
+    /// What a run is meant to cover is covered: the tests of this crate take every available
+    /// instruction set, and would say nothing of one that is missing. `CARAVAN_TEST_ISAS` names them
+    /// (`scripts/emulate` does).
+    #[test]
+    fn expected_instruction_sets_are_available() {
+        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        println!("instruction sets: {}", names.join(" "));
+        let expected = std::env::var("CARAVAN_TEST_ISAS").unwrap_or_else(|_| "scalar".into());
+        for name in expected.split_whitespace() {
+            assert!(names.contains(&name), "{name} is not available here; {names:?} are");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Every output element has one fixed order of floating-point operations, which depends on nothing
 //! but the weight format and the dimensions: not on the number of rows, the row's place, the
 //! threads or the instruction set. Each kernel's body is written once over 16 lanes (`lanes`) and
-//! compiled for scalar, AVX2+FMA and AVX-512 code. The modules state their order of operations.
+//! compiled for scalar, AVX2+FMA, AVX-512 and NEON code. The modules state their order of operations.
 //!
 //! Must never know of models, sequences, files' formats beyond weight blocks, or the network.
 

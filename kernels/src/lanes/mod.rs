@@ -1,19 +1,23 @@
 //! Sixteen f32 lanes with the few operations the kernels are made of.
 //!
-//! Every operation is exactly defined (IEEE 754 round to nearest, or a bit manipulation), so the
-//! three kinds of lanes agree to the bit. `Scalar` is the definition; the others must equal it.
+//! Every operation is exactly defined (IEEE 754 round to nearest, or a bit manipulation), so all
+//! kinds of lanes agree to the bit. `Scalar` is the definition; the others must equal it.
 //! Must never offer an operation whose result an instruction set may choose (estimates, flushes).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
 pub(crate) use scalar::{bf16_to_f32, f16_to_f32, f32_to_f16};
 
@@ -122,3 +126,6 @@ pub(crate) trait Lanes: Copy {
     /// The sum in one fixed tree: lanes j and j+8, then j and j+4, j and j+2, j and j+1.
     fn sum(self) -> f32;
 }
+
+#[cfg(test)]
+mod tests;
