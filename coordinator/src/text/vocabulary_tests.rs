@@ -1,5 +1,6 @@
-//! Real vocabularies against outside tokenizers. The files are not ours to ship: the environment names
-//! them. `CARAVAN_TEST_GEMMA`: gemma-3-270m-q4_k_m.gguf. `CARAVAN_TEST_VOCABS`: a folder with the
+//! Real vocabularies against an outside tokenizer, llama.cpp's: `testdata/tokens.py` writes its numbers. The
+//! files are not ours to ship: the environment names them. `CARAVAN_TEST_MODEL`: SmolLM2-135M-Instruct.
+//! `CARAVAN_TEST_GEMMA`: gemma-3-270m-q4_k_m.gguf. `CARAVAN_TEST_VOCABS`: a folder with the
 //! `ggml-vocab-*.gguf` of llama.cpp's source (`models/`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -24,6 +25,18 @@ fn differing(model: &TextModel, numbers: &str) -> Vec<usize> {
     let blocks = wrong_blocks(drawn, |text| model.encode(text, false)).into_iter().map(|block| block + 1);
     let by_hand = (format!("{:016x}", digest(&tokens)) != hand).then_some(0);
     by_hand.into_iter().chain(blocks).collect()
+}
+
+#[test]
+fn smollm2_gives_the_tokens_of_the_reference() {
+    let Some(path) = std::env::var_os("CARAVAN_TEST_MODEL") else {
+        eprintln!("skipped: CARAVAN_TEST_MODEL does not name SmolLM2-135M-Instruct");
+        return;
+    };
+    assert_eq!(
+        differing(&load(Path::new(&path)), include_str!("testdata/vocabularies/smollm2")),
+        [0usize; 0]
+    );
 }
 
 #[test]
