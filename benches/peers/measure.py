@@ -11,68 +11,38 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import text
+from servers import CACHE, CARAVAN, Failed, caravan_up, lines, llama_rpc, llama_server, output, say, spinning
+
 HERE = Path(__file__).resolve().parent
-CACHE = Path(os.environ["CARAVAN_PEERS"])
-CARAVAN = os.environ.get("CARAVAN_BIN", "caravan")
-PARTS = ["setup", "limits", "engine", "http", "pipeline", "rpc", "contended"]
+PARTS = ["setup", "limits", "engine", "http", "pipeline", "rpc", "contended", "text"]
 MODEL = "smollm2-135m-instruct"
-# Of one run of one program, in seconds.
-PATIENCE = 900
-READY = 120
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def clean_environment():
-    """Nothing of this machine's own settings of caravan."""
-    keep = ("CARAVAN_ISA",)
-    return {k: v for k, v in os.environ.items() if not k.startswith("CARAVAN_") or k in keep}
-
-
-def output(words, patience=PATIENCE):
-    """Standard output of a program that must succeed."""
-    say("  " + " ".join(str(word) for word in words))
-    done = subprocess.run(
-        [str(word) for word in words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        timeout=patience,
-        env=clean_environment(),
-        text=True,
-    )
-    if done.returncode != 0:
-        sys.exit(f"{words[0]} failed:\n{done.stderr[-4000:]}")
-    return done.stdout
-
-
-def lines(words):
-    return [json.loads(line) for line in output(words).splitlines() if line.startswith("{")]
+TEXT_MODEL = "gemma3-270m"
+PROMPTS = HERE.parent.parent / "worker/tests/data/gemma.prompts.json"
 
 
 class Log:
-    """Every single figure, in a file of JSON lines."""
+    """Every single figure, in a file of JSON lines; tables are made of what the file holds."""
 
-    def __init__(self):
-        self.path = CACHE / time.strftime("results-%Y%m%d-%H%M%S.jsonl")
+    def __init__(self, path):
+        self.path = Path(path) if path else CACHE / time.strftime("results-%Y%m%d-%H%M%S.jsonl")
+        known = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.records = [json.loads(line) for line in known]
 
-    def add(self, program, part, file, round_number, line):
+    def add(self, program, part, file, line):
+        record = {"program": program, "part": part, "file": Path(file).name, "at": time.strftime("%H:%M:%S")} | line
+        self.records.append(record)
         with open(self.path, "a", encoding="utf-8") as out:
-            head = {"program": program, "part": part, "file": file, "round": round_number}
-            out.write(json.dumps(head | line) + "\n")
+            out.write(json.dumps(record) + "\n")
+
+    def of(self, part, file):
+        return [one for one in self.records if (one["part"], one["file"]) == (part, Path(file).name)]
 
 
 class Table:
@@ -90,6 +60,8 @@ class Table:
         text = [f"| | {ours} | {theirs} | ratio | least–most |", "| --- | --- | --- | --- | --- |"]
         for row, entry in self.rows.items():
             a, b = (entry["figures"].get(name, []) for name in (ours, theirs))
+            if not a and not b:
+                continue
             ratio, spread = "–", "–"
             if a and b and None not in a + b:
                 pairs = [x / y if entry["better"] else y / x for x, y in zip(a, b)]
@@ -109,142 +81,22 @@ def shown(figures):
 
 
 def in_turns(programs, rounds):
-    """(round, name, call) of every run; each round in the other order."""
+    """(name, call) of every run; each round in the other order."""
     for number in range(rounds):
-        for name, call in list(programs.items())[:: 1 if number % 2 == 0 else -1]:
-            yield number, name, call
+        yield from list(programs.items())[:: 1 if number % 2 == 0 else -1]
 
 
-# Processes
-
-
-@contextlib.contextmanager
-def process(words, log):
-    """A program that is ended at the end, by its handle."""
-    say("  " + " ".join(str(word) for word in words))
-    with open(log, "w", encoding="utf-8") as out:
-        child = subprocess.Popen(
-            [str(word) for word in words],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=clean_environment(),
-        )
-    try:
-        yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait(20)
-
-
-def free_port():
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
-
-
-def wait_until(what, child, log, ready):
-    deadline = time.monotonic() + READY
-    while not ready():
-        if child.poll() is not None or time.monotonic() > deadline:
-            tail = Path(log).read_text(encoding="utf-8", errors="replace")[-3000:]
-            sys.exit(f"{what} did not get ready within {READY} s:\n{tail}")
-        time.sleep(0.05)
-
-
-def answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def listens(port):
-    with socket.socket() as door:
-        door.settimeout(1)
-        return door.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextlib.contextmanager
-def caravan_up(file, workers, threads):
-    """A cluster; gives its API's address and its model's name."""
-    folder = tempfile.mkdtemp(prefix="caravan-peers-")
-    log, port = Path(folder) / "up.log", free_port()
-    words = [CARAVAN, "--config", "", "up", "--model", file, "--workers", workers, "--threads", threads]
-    words += ["--http", f"127.0.0.1:{port}", "--data", folder]
-    try:
-        with process(words, log) as child:
-            wait_until("caravan up", child, log, lambda: answers(f"http://127.0.0.1:{port}/readyz"))
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as said:
-                yield f"http://127.0.0.1:{port}/v1", json.load(said)["data"][0]["id"]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def llama_server(file, threads, slots, rpc=()):
-    """llama.cpp's server with room for 1,024 tokens in each slot. With `rpc` all layers are on those servers."""
-    log, port = CACHE / "llama-server.log", free_port()
-    words = [CACHE / "build/bin/llama-server", "--model", file, "--host", "127.0.0.1", "--port", port]
-    words += ["--threads", threads, "--threads-batch", threads, "--parallel", slots, "--ctx-size", 1024 * slots]
-    # It would otherwise copy finished prompts aside, which costs it time and serves nobody here.
-    words += ["--cache-ram", 0, "--no-webui"]
-    if rpc:
-        words += ["--rpc", ",".join(rpc), "--gpu-layers", 999]
-    with process(words, log) as child:
-        wait_until("llama-server", child, log, lambda: answers(f"http://127.0.0.1:{port}/health"))
-        yield f"http://127.0.0.1:{port}/v1", Path(file).name
-
-
-@contextlib.contextmanager
-def llama_rpc(file, stages, slots):
-    """llama.cpp's server over RPC servers of one thread each."""
-    with contextlib.ExitStack() as stack:
-        doors = []
-        for stage in range(stages):
-            log, port = CACHE / f"rpc-{stage}.log", free_port()
-            words = [CACHE / "build/bin/ggml-rpc-server", "--host", "127.0.0.1", "--port", port, "--threads", 1]
-            child = stack.enter_context(process(words, log))
-            wait_until("ggml-rpc-server", child, log, lambda port=port: listens(port))
-            doors.append(f"127.0.0.1:{port}")
-        yield stack.enter_context(llama_server(file, 1, slots, doors))
-
-
-@contextlib.contextmanager
-def spinning():
-    """A program that takes all of the last core that this process may use."""
-    core = max(os.sched_getaffinity(0))
-    code = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
-    with process([sys.executable, "-c", code], os.devnull):
-        yield
-
-
-def load(door, clients, requests, prompt, tokens):
-    """What `caravan bench http` says of a server."""
-    url, model = door
-    words = [CARAVAN, "--config", "", "bench", "http", "--url", url, "--model", model, "--api", "completions"]
-    words += ["--clients", clients, "--requests", requests, "--warm-up", 2, "--prompt-tokens", prompt]
-    words += ["--max-tokens", tokens, "--ignore-eos", "--stall", 300, "--timeout", 600, "--json"]
-    (line,) = lines(words)
-    if line["errors"]:
-        say(f"  errors: {line['errors']}")
-    return line
-
-
-# Parts
+# Parts: each measures into the log, and makes a table of what the log has of the file.
 
 
 def limits(args, _file):
-    both = lines([CACHE / "limits", 1]) + lines([CACHE / "limits", args.threads])
+    if not args.table:
+        for threads in sorted({1, args.threads}):
+            for line in lines([CACHE / "limits", threads]):
+                args.log.add("limits", "limits", "", line)
     text = ["| threads | instructions | read, GB/s | int8 | int16 | f32 (G multiply-adds a second) |"]
     text.append("| --- | --- | --- | --- | --- | --- |")
-    for line in both:
-        args.log.add("limits", "limits", "", 0, line)
+    for line in args.log.of("limits", ""):
         keys = ["threads", "isa", "read_gb_per_s", "int8_gmac_per_s", "int16_gmac_per_s", "f32_gmac_per_s"]
         text.append("| " + " | ".join(str(line[key]) for key in keys) + " |")
     return "\n".join(text)
@@ -258,34 +110,54 @@ def engine(args, file):
     ours = [CARAVAN, "--config", "", "bench", "engine", "--json"]
     theirs = [sys.executable, HERE / "llama_engine.py"]
     run = lambda program: [line for job in jobs for line in lines(program + shape + job)]
-    table = Table()
     programs = {"caravan": lambda: run(ours), "llama.cpp": lambda: run(theirs)}
-    for number, name, call in in_turns(programs, args.rounds):
+    for name, call in in_turns(programs, args.rounds):
         for line in call():
-            args.log.add(name, "engine", str(file), number, line)
-            depth = f" at depth {line['depth']}" if line["depth"] else ""
-            row = f"{line['test']} {line['tokens']}, batch {line['batch']}{depth}, tokens/s"
-            table.add(row, name, line["tokens_per_s"]["median"])
+            args.log.add(name, "engine", file, line)
+    table = Table()
+    for line in args.log.of("engine", file):
+        depth = f" at depth {line['depth']}" if line["depth"] else ""
+        row = f"{line['test']} {line['tokens']}, batch {line['batch']}{depth}, tokens/s"
+        table.add(row, line["program"], line["tokens_per_s"]["median"])
     return table.markdown("caravan", "llama.cpp")
 
 
-def served(args, file, part, doors, loads, names):
+def load(door, clients, requests, prompt, tokens):
+    """What `caravan bench http` says of a server."""
+    url, model = door
+    words = [CARAVAN, "--config", "", "bench", "http", "--url", url, "--model", model, "--api", "completions"]
+    words += ["--clients", clients, "--requests", requests, "--warm-up", 2, "--prompt-tokens", prompt]
+    words += ["--max-tokens", tokens, "--ignore-eos", "--stall", 60, "--timeout", 120, "--json"]
+    (line,) = lines(words)
+    if line["errors"]:
+        say(f"  errors: {line['errors']}")
+    return line
+
+
+def served(args, file, part, doors, loads):
     """Loads on servers, in turns."""
-    table = Table()
-    for number, name, door in in_turns(doors, args.rounds):
+    for name, door in in_turns(doors, args.rounds):
         with door() as open_door:
-            for label, shape in loads.items():
-                line = load(open_door, *shape)
-                args.log.add(name, part, str(file), number, line | {"load": label})
-                if shape[3] > 1:
-                    table.add(f"{label}: output tokens/s", name, line["output_tokens_per_s"] or None)
-                    table.add(f"{label}: gap p50, ms", name, line["gap_ms"]["p50"], False)
-                table.add(f"{label}: TTFT p50, ms", name, line["ttft_ms"]["p50"], False)
+            for label, (clients, requests, *shape) in loads.items():
+                requests = args.requests if clients > 1 else requests
+                line = load(open_door, clients, requests, *shape)
+                args.log.add(name, part, file, line | {"load": label, "asked_tokens": shape[1]})
+
+
+def served_table(args, file, part, names):
+    table = Table()
+    for line in args.log.of(part, file):
+        label, name = line["load"], line["program"]
+        if line["asked_tokens"] > 1:
+            table.add(f"{label}: output tokens/s", name, line["output_tokens_per_s"] or None)
+            table.add(f"{label}: gap p50, ms", name, line["gap_ms"]["p50"], False)
+        table.add(f"{label}: TTFT p50, ms", name, line["ttft_ms"]["p50"], False)
     return table.markdown(*names)
 
 
 EIGHT = {"8 clients, 100 + 64": (8, 32, 100, 64)}
 ONE_LONG = {"1 client, prompt of 512": (1, 4, 512, 1)}
+ONE_SHORT = {"1 client, 100 + 32": (1, 3, 100, 32)}
 
 
 def http(args, file):
@@ -293,17 +165,18 @@ def http(args, file):
         "caravan": lambda: caravan_up(file, 1, args.threads),
         "llama-server": lambda: llama_server(file, args.threads, 8),
     }
-    return served(args, file, "http", doors, EIGHT, ("caravan", "llama-server"))
+    served(args, file, "http", doors, EIGHT)
+    return served_table(args, file, "http", doors)
 
 
 def pipeline(args, file):
-    doors = {
-        "2 workers of 1 thread": lambda: caravan_up(file, 2, 1),
-        "1 worker of 2 threads": lambda: caravan_up(file, 1, 2),
-    }
-    first = served(args, file, "pipeline", doors, EIGHT, tuple(doors))
-    doors = {"2 workers of 1 thread": lambda: caravan_up(file, 2, 1), "1 worker of 1 thread": lambda: caravan_up(file, 1, 1)}
-    return first + "\n\n" + served(args, file, "pipeline", doors, ONE_LONG, tuple(doors))
+    two = {"2 workers of 1 thread": lambda: caravan_up(file, 2, 1)}
+    doors = two | {"1 worker of 2 threads": lambda: caravan_up(file, 1, 2)}
+    served(args, file, "pipeline", doors, EIGHT)
+    first = served_table(args, file, "pipeline", doors)
+    doors = two | {"1 worker of 1 thread": lambda: caravan_up(file, 1, 1)}
+    served(args, file, "pipeline, long", doors, ONE_LONG)
+    return first + "\n\n" + served_table(args, file, "pipeline, long", doors)
 
 
 def rpc(args, file):
@@ -311,7 +184,8 @@ def rpc(args, file):
         "caravan, 2 workers of 1 thread": lambda: caravan_up(file, 2, 1),
         "llama-server, 2 RPC servers of 1 thread": lambda: llama_rpc(file, 2, 8),
     }
-    return served(args, file, "rpc", doors, EIGHT | ONE_LONG, tuple(doors))
+    served(args, file, "rpc", doors, EIGHT | ONE_LONG)
+    return served_table(args, file, "rpc", doors)
 
 
 def contended(args, file):
@@ -325,13 +199,30 @@ def contended(args, file):
 
         @contextlib.contextmanager
         def beside(server=server):
-            with spinning(), server() as door:
+            # Taken when the server is ready, so that only answers are measured.
+            with server() as door, spinning():
                 yield door
 
         doors = {f"{name}, contended": beside, f"{name}, quiet": server}
-        loads = {"1 client, 100 + 32": (1, 3, 100, 32)}
-        text.append(served(args, file, "contended", doors, loads, tuple(doors)))
+        loads = ONE_SHORT if name != "caravan" else ONE_SHORT | EIGHT
+        served(args, file, "contended", doors, loads)
+        text.append(served_table(args, file, "contended", doors))
     return "\n\n".join(text)
+
+
+def texts(args, _files):
+    """Greedy text of both programs on the same file, and where they part."""
+    (file,) = model_files(args, TEXT_MODEL)[:1]
+    if not args.table:
+        prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))[: args.prompts]
+        words = [sys.executable, HERE / "llama_text.py", "--model", file, "--threads", args.threads]
+        theirs = lines([*words, "--tokens", args.tokens], stdin=json.dumps(prompts))
+        with caravan_up(file, 1, args.threads) as door:
+            partings = text.compare(door, theirs)
+        line = {"partings": partings, "positions": sum(len(one["tokens"]) for one in theirs)}
+        args.log.add("both", "text", file, line)
+    last = args.log.of("text", file)[-1:]
+    return "\n".join(text.markdown(line["partings"], line["positions"], "llama.cpp") for line in last)
 
 
 def machine():
@@ -341,13 +232,13 @@ def machine():
     return f"{time.strftime('%Y-%m-%d')}, {model}, {len(os.sched_getaffinity(0))} cores. Peer: {stamp}."
 
 
-def model_files(args):
+def model_files(args, model):
     """The model, its Q4_0 version, and the files that were named."""
-    found = args.model
+    found = model
     if not Path(found).is_file():
         found = output([CARAVAN, "--config", "", "model", "pull", found, "--data", CACHE / "data"]).strip()
     files = [Path(found)]
-    if not args.no_q4_0:
+    if not args.no_q4_0 and model != TEXT_MODEL:
         other = CACHE / f"{Path(found).stem.split('.')[0]}.q4_0.gguf"
         if not other.exists():
             output([sys.executable, HERE / "quantise.py", found, other, "Q4_0"])
@@ -364,28 +255,48 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2, help="of each engine [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="times that each program is measured [%(default)s]")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each engine measurement in a round [%(default)s]")
+    parser.add_argument("--requests", type=int, default=32, help="of each load of several clients [%(default)s]")
     parser.add_argument("--depth", action="store_true", help="engine: also with 1,024 tokens in the cache")
+    parser.add_argument("--prompts", type=int, default=10, help="text: how many [%(default)s]")
+    parser.add_argument("--tokens", type=int, default=200, help="text: length of each answer [%(default)s]")
+    parser.add_argument("--results", metavar="FILE", help="add the figures to this file; tables show all that it holds")
+    parser.add_argument("--table", action="store_true", help="measure nothing, only print the tables of --results")
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         parser.error(f"there is no part {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    if args.table and not args.results:
+        parser.error("--table needs --results FILE")
     args.parts = args.parts or PARTS
+    args.rounds = 0 if args.table else args.rounds
     return args
 
 
 def main():
+    # So that what was started ends with this program.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = arguments()
-    args.log = Log()
+    args.log = Log(args.results)
     print(machine(), flush=True)
     work = {"engine": engine, "http": http, "pipeline": pipeline, "rpc": rpc, "contended": contended}
-    if "limits" in args.parts:
-        print(f"\n## limits of the machine\n\n{limits(args, None)}", flush=True)
+    jobs = [("limits", limits, None)] if "limits" in args.parts else []
     wanted = [part for part in args.parts if part in work]
-    files = model_files(args) if wanted or "setup" in args.parts else []
-    for file, part in itertools.product(files, wanted):
-        say(f"{part}, {file}")
-        print(f"\n## {part}: {file.name}\n\n{work[part](args, file)}", flush=True)
+    files = model_files(args, args.model) if wanted or "setup" in args.parts else []
+    jobs += [(part, work[part], file) for file, part in itertools.product(files, wanted)]
+    jobs += [("text", texts, None)] if "text" in args.parts else []
+    failed = []
+    for part, job, file in jobs:
+        title = f"{part}: {file.name}" if file else part
+        say(title)
+        try:
+            print(f"\n## {title}\n\n{job(args, file)}", flush=True)
+        except (Failed, RuntimeError, OSError) as error:
+            # The other parts say something all the same.
+            failed.append(title)
+            print(f"\n## {title}\n\nfailed: {error}", flush=True)
     say(f"every single figure: {args.log.path}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
