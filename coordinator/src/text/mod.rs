@@ -6,6 +6,8 @@
 mod bytes;
 mod detok;
 mod keys;
+mod merges;
+mod normal;
 mod pieces;
 mod special;
 mod split;
@@ -17,6 +19,8 @@ mod tokenizer;
 mod corpus_tests;
 #[cfg(test)]
 mod detok_tests;
+#[cfg(test)]
+mod folder_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
