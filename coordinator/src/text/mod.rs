@@ -26,6 +26,8 @@ mod model_tests;
 #[cfg(test)]
 mod pieces_tests;
 #[cfg(test)]
+mod rendered_tests;
+#[cfg(test)]
 mod split_tests;
 #[cfg(test)]
 mod template_tests;
