@@ -79,7 +79,7 @@ pub enum Command {
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d
     '{\"model\": \"smollm2-135m-instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
 pub struct UpArgs {
-    /// Model to serve: a name of the catalogue or a GGUF file
+    /// Model to serve: a name of the catalogue, a GGUF file, or a folder of safetensors files
     #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
     pub model: String,
 
@@ -165,7 +165,7 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
 
-    /// A model to serve and its GGUF file; repeatable
+    /// A model to serve and its GGUF file, or its folder of safetensors files; repeatable
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     pub model: Vec<(String, PathBuf)>,
 
@@ -316,7 +316,7 @@ pub enum ModelCommand {
     #[command(after_help = "Example:
   caravan model inspect ./model.gguf")]
     Inspect {
-        /// A cached model of the catalogue, or a GGUF file
+        /// A cached model of the catalogue, a GGUF file, or a folder of safetensors files
         #[arg(value_name = "NAME|FILE")]
         model: String,
         /// Folder whose models/ is the cache, and whose models.toml adds to the catalogue

@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod cluster;
 pub mod error;
+pub mod folder;
 pub mod gguf;
 pub mod ids;
 pub mod limits;

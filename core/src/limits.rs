@@ -227,6 +227,14 @@ pub const GGUF_ARRAY_DEPTH: u32 = 4;
 pub const GGUF_KEY_BYTES: u64 = 65_535;
 pub const GGUF_TENSOR_NAME_BYTES: u64 = 64;
 pub const GGUF_ALIGNMENT: u64 = 1 << 16;
+/// Of `config.json`, `tokenizer_config.json` and the other small files of a folder, each.
+pub const FOLDER_JSON_BYTES: u64 = 4 << 20;
+pub const FOLDER_TOKENIZER_BYTES: u64 = 128 << 20;
+/// Of `model.safetensors.index.json`, and of the header of one safetensors file.
+pub const FOLDER_TABLE_BYTES: u64 = 100 << 20;
+/// Tensors of a folder, each expert's by themselves.
+pub const FOLDER_TENSORS: usize = 1 << 18;
+pub const FOLDER_SHARDS: usize = 1_024;
 /// Threads that hash a file which is not known yet.
 pub const HASH_THREADS: usize = 2;
 pub const CONTEXT_TOKENS: u32 = 1 << 20;

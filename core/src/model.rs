@@ -47,6 +47,23 @@ impl TensorType {
         })
     }
 
+    /// The number in a GGUF file.
+    pub fn gguf_number(self) -> u32 {
+        match self {
+            TensorType::F32 => 0,
+            TensorType::F16 => 1,
+            TensorType::Q4_0 => 2,
+            TensorType::Q4_1 => 3,
+            TensorType::Q5_0 => 6,
+            TensorType::Q5_1 => 7,
+            TensorType::Q8_0 => 8,
+            TensorType::Q4K => 12,
+            TensorType::Q5K => 13,
+            TensorType::Q6K => 14,
+            TensorType::Bf16 => 30,
+        }
+    }
+
     /// (elements, bytes) of one block along the first dimension.
     pub fn block(self) -> (u64, u64) {
         match self {
@@ -106,6 +123,8 @@ pub struct ModelConfig {
     pub rope_dim: u32,
     pub rope_base: f32,
     pub norm_eps: f32,
+    /// Weights of norms are kept less 1: it is added when they are loaded (Gemma's in safetensors files).
+    pub norm_plus_one: bool,
     /// Width of the feed-forward part; with `experts`, of each of them.
     pub ffn: u32,
     pub vocab: u32,
@@ -229,6 +248,7 @@ impl Default for ModelConfig {
             rope_dim: 64,
             rope_base: 10_000.0,
             norm_eps: 1e-5,
+            norm_plus_one: false,
             ffn: 64,
             vocab: 1,
             context: 1,

@@ -208,23 +208,41 @@ pub struct Resolved {
     pub path: PathBuf,
 }
 
-/// A file of this machine, if `text` is one rather than a name of the catalogue.
+/// A file or folder of this machine, if `text` is one rather than a name of the catalogue.
 pub fn as_file(text: &str) -> anyhow::Result<Option<Resolved>> {
     let path = Path::new(text);
+    let is_folder = path.join(caravan_core::folder::CONFIG).is_file();
     let looks = path.components().count() > 1 || path.extension().is_some_and(|ext| ext == "gguf");
-    if !looks {
+    if !looks && !is_folder {
         return Ok(None);
     }
     let about = path.metadata().with_context(|| format!("the model file {text} can't be read"))?;
-    if !about.is_file() {
-        bail!("{text} is not a file; give a GGUF file or a name of the catalogue");
+    if !about.is_file() && !is_folder {
+        bail!(
+            "{text} is neither a file nor a folder with a config.json; give a GGUF file, a folder of \
+             safetensors files, or a name of the catalogue"
+        );
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let path = path.canonicalize().with_context(|| format!("the model file {text} can't be read"))?;
+    let stem = if is_folder { path.file_name() } else { Path::new(text).file_stem() };
+    let stem = stem.unwrap_or_default().to_string_lossy().to_lowercase();
     let name = crate::cli::name(&stem).map_err(|why| {
         anyhow::anyhow!("the file name {stem:?} can't name the model ({why}); rename the file")
     })?;
-    let path = path.canonicalize().with_context(|| format!("the model file {text} can't be read"))?;
     Ok(Some(Resolved { name, path }))
+}
+
+/// Bytes of a model's file, or of the weights in its folder. To show: 0 if they can't be told.
+pub fn bytes(path: &Path) -> u64 {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return length(path);
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths
+        .filter(|path| path.extension().is_some_and(|ext| ext == "safetensors"))
+        .map(|path| length(&path))
+        .sum()
 }
 
 /// Finds a model by name or file, and fetches it if it is not cached. Needs no network if it is.

@@ -36,7 +36,7 @@ pub enum BenchCommand {
 
 Every figure is tokens of all sequences together, a second. The first run of each is not counted.")]
 pub struct EngineArgs {
-    /// Model to compute: a name of the catalogue or a GGUF file
+    /// Model to compute: a name of the catalogue, a GGUF file, or a folder of safetensors files
     #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
     pub model: String,
 
@@ -176,7 +176,7 @@ pub struct EvalArgs {
     #[arg(value_name = "FILE")]
     pub text: PathBuf,
 
-    /// Model to evaluate: a name of the catalogue or a GGUF file
+    /// Model to evaluate: a name of the catalogue, a GGUF file, or a folder of safetensors files
     #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
     pub model: String,
 

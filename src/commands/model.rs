@@ -66,9 +66,9 @@ fn inspect(text: &str, data: &Path, as_json: bool) -> anyhow::Result<()> {
             (cache.file(model), Some(record.sha256))
         }
     };
-    let bytes = path.metadata().with_context(|| format!("can't read {}", path.display()))?.len();
-    let header = caravan_coordinator::model_files::inspect(&path)?;
-    let mut facts = vec![("file", path.display().to_string()), ("size", size(bytes))];
+    let (header, bytes) = caravan_coordinator::model_files::inspect(&path)?;
+    let what = if path.is_dir() { "folder" } else { "file" };
+    let mut facts = vec![(what, path.display().to_string()), ("size", size(bytes))];
     facts.extend(sha256.map(|digest| ("sha256", digest)));
     facts.extend(header_facts(&header));
     if as_json {

@@ -29,7 +29,7 @@ pub fn run(mut args: UpArgs, log: &LogSettings) -> anyhow::Result<()> {
         })?;
     let _lock = DataLock::take(&args.data)?;
     let model = catalogue::resolve(&args.model, &args.data, &term)?;
-    let bytes = std::fs::metadata(&model.path).map_or(0, |about| about.len());
+    let bytes = catalogue::bytes(&model.path);
     term.line(&format!("model {}: {}, {}", model.name, size(bytes), model.path.display()));
 
     say_other_groups(&args, &term);

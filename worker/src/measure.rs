@@ -36,14 +36,34 @@ impl TensorSource for Blank {
     fn read(&self, tensor: &TensorSpec) -> anyhow::Result<Box<dyn AsRef<[u8]> + '_>> {
         let mut bytes = vec![0u8; usize::try_from(tensor.bytes)?];
         let router = tensor.name.ends_with(".ffn_gate_inp.weight");
-        if (router || tensor.name.ends_with(".ffn_norm.weight")) && tensor.kind == TensorType::F32 {
-            for (i, bytes) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let number = if router { mixed(i as u32) } else { 1.0 };
-                *bytes = number.to_le_bytes();
+        if router || tensor.name.ends_with(".ffn_norm.weight") {
+            let number = |i: usize| if router { mixed(i as u32) } else { 1.0 };
+            match tensor.kind {
+                TensorType::F32 => {
+                    let numbers = bytes.as_chunks_mut::<4>().0.iter_mut().enumerate();
+                    numbers.for_each(|(i, bytes)| *bytes = number(i).to_le_bytes());
+                }
+                TensorType::F16 | TensorType::Bf16 => {
+                    let numbers = bytes.as_chunks_mut::<2>().0.iter_mut().enumerate();
+                    numbers.for_each(|(i, bytes)| *bytes = short(number(i), tensor.kind).to_le_bytes());
+                }
+                // Other types have their numbers in blocks; a router of theirs is measured with zeros.
+                _ => {}
             }
         }
         Ok(Box::new(bytes))
     }
+}
+
+/// A number in -1..=1 in 16 bits, cut off; in F16 what is too small for a normal number is 0.
+fn short(number: f32, kind: TensorType) -> u16 {
+    let bits = number.to_bits();
+    if kind == TensorType::Bf16 {
+        return (bits >> 16) as u16;
+    }
+    let exponent = (bits >> 23 & 0xff).saturating_sub(112);
+    let magnitude = if exponent == 0 { 0 } else { exponent << 10 | bits >> 13 & 0x3ff };
+    (bits >> 16 & 0x8000 | magnitude) as u16
 }
 
 /// A fixed sequence of numbers in -1..1 that looks random.

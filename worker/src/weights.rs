@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
 use caravan_core::ids::Digest;
-use caravan_core::model::{TensorSpec, TensorType};
+use caravan_core::model::{ModelConfig, TensorSpec, TensorType};
 use caravan_kernels::{Matrix, PackError, WeightType};
 
 use crate::slice::TensorSource;
@@ -143,6 +143,15 @@ impl<'a> Loader<'a> {
         row.row(0, &mut out);
         self.count(tensor);
         Ok(out)
+    }
+
+    /// Weights of a norm, as they are multiplied with.
+    pub fn norm(&self, name: &str, len: u32, config: &ModelConfig) -> anyhow::Result<Vec<f32>> {
+        let mut weights = self.vector(name, len)?;
+        if config.norm_plus_one {
+            weights.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(weights)
     }
 
     /// Refuses if the list has a tensor that was not asked for.

@@ -18,7 +18,7 @@ use caravan_core::plan::Slice;
 use caravan_kernels::Team;
 use caravan_worker::slice::{Chunk, LoadedSlice, StageInput, StageOutput};
 use common::{Source, TestModel, all_logits, same};
-use outside::Outside;
+use outside::{Outside, distances, text};
 
 /// What the outside implementation and ours may differ by, as a share of the logits' size: the
 /// rounding of f32 in another order, with the activations' precision of quantised kernels to spare.
@@ -40,29 +40,6 @@ fn open(bytes: &[u8]) -> TestModel {
     };
     let source = Source::Bytes(spec.tensors.iter().map(data).collect());
     TestModel { config: spec.config, tensors: spec.tensors, source }
-}
-
-fn text(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
-    (0..len as u32).map(|i| (seed.wrapping_mul(977) + i * i * 31 + i * 7) % vocab).collect()
-}
-
-/// |a - b| as a share of |b|.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f64| x * x;
-    let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
-    assert!(size > 0.0);
-    (off / size).sqrt()
-}
-
-/// Distances at the outside implementation's positions: the median, and the largest.
-fn distances(ours: &[f32], theirs: &[(usize, Vec<f32>)]) -> (f64, f64) {
-    let vocab = theirs[0].1.len();
-    let at = |position: usize| &ours[position * vocab..(position + 1) * vocab];
-    let mut all: Vec<f64> = theirs.iter().map(|(position, b)| distance(at(*position), b)).collect();
-    all.sort_by(f64::total_cmp);
-    (all[all.len() / 2], all[all.len() - 1])
 }
 
 /// Ours against theirs, and ours in slices and chunks against ours.

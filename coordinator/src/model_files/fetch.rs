@@ -15,6 +15,7 @@ use caravan_proto::wire;
 use caravan_proto::wire::blobs_client::BlobsClient;
 use tonic::transport::Endpoint;
 
+use super::source::Part;
 use super::{ModelFiles, hash, manifest};
 
 pub(super) const FOLDER: &str = "headers";
@@ -61,14 +62,15 @@ pub(super) async fn header(
 /// From a held file or the cache, if its digest is right.
 fn local(files: &ModelFiles, digest: Digest, cached: PathBuf) -> Option<Vec<u8>> {
     let right = |bytes: &Vec<u8>| blake3::hash(bytes).as_bytes() == &digest.0;
-    if let Some(blob) = files.blob(digest) {
-        let header = std::fs::metadata(&blob.file.path)
+    // Headers of folders are in the cache.
+    if let Some([Part { file, .. }]) = files.blob(digest).as_deref() {
+        let header = std::fs::metadata(&file.path)
             .map_err(anyhow::Error::from)
-            .and_then(|metadata| hash::read_header(&blob.file.path, metadata.len()));
+            .and_then(|metadata| hash::read_header(&file.path, metadata.len()));
         match header.map(|(bytes, _)| bytes) {
             Ok(bytes) if right(&bytes) => return Some(bytes),
             _ => {
-                let path = blob.file.path.display();
+                let path = file.path.display();
                 tracing::warn!(%path, "a model file changed after it was added; looking elsewhere for its header");
             }
         }

@@ -5,14 +5,17 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, ensure};
-use caravan_core::gguf::{Gguf, GgufError, TensorInfo};
+use caravan_core::gguf::{Gguf, GgufError};
 use caravan_core::ids::Digest;
 use caravan_core::limits;
+
+use super::source::{Part, Source};
 
 /// Read first; most headers fit.
 const FIRST_BYTES: u64 = 4 << 20;
@@ -45,19 +48,22 @@ pub(super) fn read_header(path: &Path, file_bytes: u64) -> anyhow::Result<(Vec<u
 }
 
 /// Digests of all tensors, in the order of the header. `progress` gets 0 to 1, on this thread.
-pub(super) fn tensors(path: &Path, gguf: &Gguf, progress: &dyn Fn(f64)) -> anyhow::Result<Vec<Digest>> {
-    let total: u64 = gguf.tensors.iter().map(|tensor| tensor.bytes).sum();
+pub(super) fn tensors(source: &Source, progress: &dyn Fn(f64)) -> anyhow::Result<Vec<Digest>> {
+    let tensors = &source.gguf.tensors;
+    let total: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism().map_or(1, usize::from).min(limits::HASH_THREADS);
-    let mut digests = vec![None; gguf.tensors.len()];
+    let mut digests = vec![None; tensors.len()];
     thread::scope(|scope| {
         let (report, reports) = mpsc::sync_channel(threads);
         for _ in 0..threads {
             let (report, next) = (report.clone(), &next);
             scope.spawn(move || {
                 // Takes the next tensor until there is none, or until the receiver is gone.
-                while let Some((index, tensor)) = take(next, &gguf.tensors) {
-                    if report.send((index, digest(path, tensor))).is_err() {
+                while let Some((index, parts)) = take(next, &source.parts) {
+                    let digest =
+                        digest(parts).with_context(|| format!("can't read tensor {:?}", tensors[index].name));
+                    if report.send((index, digest)).is_err() {
                         return;
                     }
                 }
@@ -67,7 +73,7 @@ pub(super) fn tensors(path: &Path, gguf: &Gguf, progress: &dyn Fn(f64)) -> anyho
         let mut done = 0;
         for (index, digest) in reports {
             digests[index] = Some(digest?);
-            done += gguf.tensors[index].bytes;
+            done += tensors[index].bytes;
             progress(done as f64 / total.max(1) as f64);
         }
         anyhow::Ok(())
@@ -75,23 +81,25 @@ pub(super) fn tensors(path: &Path, gguf: &Gguf, progress: &dyn Fn(f64)) -> anyho
     digests.into_iter().collect::<Option<Vec<_>>>().context("hashing was broken off; try again")
 }
 
-fn take<'a>(next: &AtomicUsize, tensors: &'a [TensorInfo]) -> Option<(usize, &'a TensorInfo)> {
+fn take<'a>(next: &AtomicUsize, tensors: &'a [Arc<[Part]>]) -> Option<(usize, &'a [Part])> {
     let index = next.fetch_add(1, Ordering::Relaxed);
-    tensors.get(index).map(|tensor| (index, tensor))
+    tensors.get(index).map(|parts| (index, &parts[..]))
 }
 
-fn digest(path: &Path, tensor: &TensorInfo) -> anyhow::Result<Digest> {
-    let mut file = File::open(path).context("it can't be opened")?;
-    file.seek(SeekFrom::Start(tensor.offset))?;
+/// Over all parts, one behind the other.
+fn digest(parts: &[Part]) -> anyhow::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
-    let mut left = tensor.bytes;
-    let mut buffer = vec![0; BUFFER_BYTES.min(usize::try_from(left).unwrap_or(BUFFER_BYTES))];
-    while left > 0 {
-        let part = buffer.len().min(usize::try_from(left).unwrap_or(BUFFER_BYTES));
-        file.read_exact(&mut buffer[..part])
-            .with_context(|| format!("can't read tensor {:?}", tensor.name))?;
-        hasher.update(&buffer[..part]);
-        left -= part as u64;
+    for part in parts {
+        let mut file = File::open(&part.file.path).context("its file can't be opened")?;
+        file.seek(SeekFrom::Start(part.offset))?;
+        let mut left = part.bytes;
+        let mut buffer = vec![0; BUFFER_BYTES.min(usize::try_from(left).unwrap_or(BUFFER_BYTES))];
+        while left > 0 {
+            let length = buffer.len().min(usize::try_from(left).unwrap_or(BUFFER_BYTES));
+            file.read_exact(&mut buffer[..length])?;
+            hasher.update(&buffer[..length]);
+            left -= length as u64;
+        }
     }
     Ok(Digest(*hasher.finalize().as_bytes()))
 }

@@ -20,7 +20,7 @@ const VERSION: &str = "caravan model manifest 1";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileState {
     pub bytes: u64,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; of several files a number made of all of them.
     pub modified_ns: u128,
 }
 
@@ -28,6 +28,22 @@ impl FileState {
     pub(super) fn of(metadata: &fs::Metadata) -> FileState {
         let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         FileState { bytes: metadata.len(), modified_ns: since.map_or(0, |since| since.as_nanos()) }
+    }
+
+    /// Of several files at once: their bytes together, and a number that changes when one of them does.
+    pub(super) fn all<'a>(files: impl Iterator<Item = (&'a Path, FileState)>) -> FileState {
+        let (mut bytes, mut each) = (0u64, blake3::Hasher::new());
+        for (path, state) in files {
+            bytes = bytes.saturating_add(state.bytes);
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            each.update(&(name.len() as u64).to_le_bytes());
+            each.update(name);
+            each.update(&state.bytes.to_le_bytes());
+            each.update(&state.modified_ns.to_le_bytes());
+        }
+        let mut number = [0; 16];
+        number.copy_from_slice(&each.finalize().as_bytes()[..16]);
+        FileState { bytes, modified_ns: u128::from_le_bytes(number) }
     }
 }
 

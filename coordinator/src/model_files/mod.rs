@@ -7,11 +7,14 @@ mod fetch;
 mod hash;
 mod manifest;
 mod serve;
+mod source;
 
+#[cfg(test)]
+mod folder_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -25,8 +28,10 @@ use caravan_proto::wire::blobs_server::BlobsServer;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::text::TextModel;
-use manifest::{FileState, Manifest};
+use manifest::Manifest;
 pub use serve::BlobService;
+pub use source::inspect;
+use source::{Part, Source};
 
 /// What became of a model's text part: kept, be it good or bad, for its header never changes.
 type Text = Result<Arc<TextModel>, Refusal>;
@@ -46,23 +51,12 @@ struct Inner {
 
 #[derive(Default)]
 struct Held {
-    models: BTreeMap<Digest, Arc<HeldFile>>,
+    models: BTreeSet<Digest>,
     blobs: HashMap<Digest, Blob>,
 }
 
-/// A file as it was when it was hashed.
-struct HeldFile {
-    path: PathBuf,
-    state: FileState,
-}
-
-/// A span of a held file.
-#[derive(Clone)]
-struct Blob {
-    file: Arc<HeldFile>,
-    offset: u64,
-    bytes: u64,
-}
+/// Spans of held files, one behind the other.
+type Blob = Arc<[Part]>;
 
 impl ModelFiles {
     /// `cache_dir` keeps manifests (so that a file is hashed once) and headers fetched from others.
@@ -81,56 +75,63 @@ impl ModelFiles {
         Ok(ModelFiles { inner: Arc::new(inner) })
     }
 
-    /// Checks and hashes a GGUF file (or finds its manifest in the cache) and holds it from now on.
-    /// Blocking. `progress` gets 0 to 1. Errors are the operator's and name the file.
+    /// Checks and hashes a GGUF file, or a folder of safetensors files (or finds its manifest in the cache),
+    /// and holds it from now on. Blocking. `progress` gets 0 to 1. Errors are the operator's and name the file.
     pub fn add(&self, name: &str, path: &Path, progress: &dyn Fn(f64)) -> anyhow::Result<ModelSpec> {
         let add = || {
             let path = path.canonicalize().context("it can't be opened")?;
-            let state = FileState::of(&std::fs::metadata(&path)?);
-            let (header, gguf) = hash::read_header(&path, state.bytes)?;
-            let header_digest = Digest(*blake3::hash(&header).as_bytes());
-            let cached = Manifest::read(&self.inner.cache_dir, &path, state, header_digest);
-            let manifest = match cached.filter(|manifest| manifest.tensors.len() == gguf.tensors.len()) {
+            let source = Source::open(&path)?;
+            let (state, header) = (source.state(), Digest(*blake3::hash(&source.header).as_bytes()));
+            let cached = Manifest::read(&self.inner.cache_dir, &path, state, header);
+            let tensors = source.gguf.tensors.len();
+            let manifest = match cached.filter(|manifest| manifest.tensors.len() == tensors) {
                 Some(manifest) => manifest,
                 None => {
                     // Before the long work: the model is one that the cluster can serve.
-                    gguf.config()?;
-                    let tensors = hash::tensors(&path, &gguf, progress)?;
-                    let now = FileState::of(&std::fs::metadata(&path)?);
+                    source.gguf.config()?;
+                    if source.is_folder {
+                        TextModel::from_gguf(&source.gguf)?;
+                    }
+                    let tensors = hash::tensors(&source, progress)?;
                     ensure!(
-                        now == state,
+                        source.state_now()? == state,
                         "it changed while it was read; wait until it is complete and try again"
                     );
-                    let manifest = Manifest { header: header_digest, tensors };
+                    let manifest = Manifest { header, tensors };
                     manifest.write(&self.inner.cache_dir, &path, state)?;
                     manifest
                 }
             };
-            let spec = gguf.spec(name, manifest.header, &manifest.tensors, manifest.total())?;
-            self.hold(&spec, HeldFile { path, state });
+            let spec = source.gguf.spec(name, header, &manifest.tensors, manifest.total())?;
+            if source.is_folder {
+                let place = self.inner.cache_dir.join(fetch::FOLDER).join(header.to_hex());
+                manifest::write_whole(&place, &[&source.header])?;
+            }
+            self.hold(&spec, &manifest, &source);
             progress(1.0);
             anyhow::Ok(spec)
         };
         add().with_context(|| format!("the model file {} can't be used", path.display()))
     }
 
-    fn hold(&self, spec: &ModelSpec, file: HeldFile) {
-        let file = Arc::new(file);
+    fn hold(&self, spec: &ModelSpec, manifest: &Manifest, source: &Source) {
         let mut held = self.inner.held.write().unwrap_or_else(PoisonError::into_inner);
-        let mut blob = |digest, offset, bytes| {
-            held.blobs.insert(digest, Blob { file: Arc::clone(&file), offset, bytes });
-        };
-        blob(spec.header, 0, spec.header_bytes);
-        for tensor in &spec.tensors {
-            blob(tensor.digest, tensor.offset, tensor.bytes);
+        if let [file] = &source.files[..]
+            && !source.is_folder
+        {
+            let header = Part { file: Arc::clone(file), offset: 0, bytes: spec.header_bytes };
+            held.blobs.insert(spec.header, Arc::from([header]));
         }
-        held.models.insert(spec.digest, file);
+        for (digest, parts) in manifest.tensors.iter().zip(&source.parts) {
+            held.blobs.insert(*digest, Arc::clone(parts));
+        }
+        held.models.insert(spec.digest);
     }
 
     /// Digests of the models whose file is here.
     pub fn holds(&self) -> Vec<Digest> {
         let held = self.inner.held.read().unwrap_or_else(PoisonError::into_inner);
-        held.models.keys().copied().collect()
+        held.models.iter().copied().collect()
     }
 
     /// The gRPC service that gives the blobs of held files, and cached headers, to other nodes.
@@ -181,15 +182,6 @@ impl ModelFiles {
         }
         Ok(Arc::clone(texts.entry(header).or_default()))
     }
-}
-
-/// The checked header of a GGUF file, to look at. Blocking.
-pub fn inspect(path: &Path) -> anyhow::Result<Gguf> {
-    let inspect = || {
-        let bytes = std::fs::metadata(path).context("it can't be opened")?.len();
-        anyhow::Ok(hash::read_header(path, bytes)?.1)
-    };
-    inspect().with_context(|| format!("the model file {} can't be used", path.display()))
 }
 
 /// The file's length as the spec has it: the header's checks need it.

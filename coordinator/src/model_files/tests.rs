@@ -18,13 +18,13 @@ use tonic::{Code, Request, Status};
 
 use super::*;
 
-struct Setup {
-    folder: TempDir,
-    files: ModelFiles,
+pub(super) struct Setup {
+    pub folder: TempDir,
+    pub files: ModelFiles,
 }
 
 impl Setup {
-    fn new() -> Setup {
+    pub fn new() -> Setup {
         let folder = tempfile::tempdir().unwrap();
         let files = ModelFiles::open(folder.path().join("cache")).unwrap();
         Setup { folder, files }
@@ -41,7 +41,7 @@ impl Setup {
     }
 
     /// Serves the blobs; `host:port`.
-    async fn serve(&self) -> String {
+    pub async fn serve(&self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let service = self.files.blobs_service();
@@ -51,7 +51,7 @@ impl Setup {
     }
 }
 
-fn hash(bytes: &[u8]) -> Digest {
+pub(super) fn hash(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())
 }
 
@@ -152,7 +152,7 @@ fn a_header_longer_than_the_first_read_is_read_whole() {
     assert_eq!(spec.header, hash(&long[..spec.header_bytes as usize]));
 }
 
-async fn get(address: &str, digest: &[u8], offset: u64) -> Result<Vec<u8>, Status> {
+pub(super) async fn get(address: &str, digest: &[u8], offset: u64) -> Result<Vec<u8>, Status> {
     let mut client = BlobsClient::connect(format!("http://{address}")).await.unwrap();
     let request = wire::FetchRequest { digest: digest.to_vec().into(), offset };
     let mut stream = client.fetch(request).await?.into_inner();

@@ -11,8 +11,13 @@ use caravan_core::limits;
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::keys::{text, texts, token_type};
+use super::keys::{self, text, texts, token_type};
+use super::normal::composed;
 use super::split::{self, Splitter};
+
+/// Keys of headers that are made of a `tokenizer.json`.
+const SPLITS: &str = "tokenizer.caravan.splits";
+const WHOLE_WORDS: &str = "tokenizer.caravan.whole_words";
 
 /// The characters that stand for bytes in a byte-level vocabulary.
 struct Alphabet {
@@ -54,18 +59,27 @@ pub(super) struct ByteBpe {
     bpe: BPE,
     splitter: Splitter,
     alphabet: Alphabet,
+    composed: bool,
 }
 
 impl ByteBpe {
     pub(super) fn from_gguf(gguf: &Gguf, types: &[i64]) -> anyhow::Result<ByteBpe> {
         let pre = text(gguf, "tokenizer.ggml.pre")?;
-        let splitter = Splitter::from_name(pre).with_context(|| {
-            format!("`tokenizer.ggml.pre` is {pre:?}: this build does not know that pre-tokenizer")
-        })?;
+        // Headers of folders have the expressions themselves.
+        let (splitter, whole_words) = match gguf.metadata.contains_key(SPLITS) {
+            true => (written_out(texts(gguf, SPLITS)?)?, keys::flag(gguf, WHOLE_WORDS, false)?),
+            false => {
+                let splitter = Splitter::from_name(pre).with_context(|| {
+                    format!("`tokenizer.ggml.pre` is {pre:?}: this build does not know that pre-tokenizer")
+                })?;
+                (splitter, split::whole_words(pre))
+            }
+        };
         split::prepare(&splitter);
         let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
-        let bpe = bpe(tokens, types, texts(gguf, "tokenizer.ggml.merges")?, split::whole_words(pre))?;
-        Ok(ByteBpe { bpe, splitter, alphabet: Alphabet::new() })
+        let bpe = bpe(tokens, types, texts(gguf, "tokenizer.ggml.merges")?, whole_words)?;
+        let composed = keys::flag(gguf, "tokenizer.caravan.composed", false)?;
+        Ok(ByteBpe { bpe, splitter, alphabet: Alphabet::new(), composed })
     }
 
     /// Whether a file that does not say so wants a first token.
@@ -75,7 +89,8 @@ impl ByteBpe {
 
     /// Appends the tokens of `text`; breaks off when there are more than `most` in `out`.
     pub(super) fn encode(&self, text: &str, most: usize, out: &mut Vec<u32>) -> ControlFlow<()> {
-        self.splitter.words(text, |mut word| {
+        let text = composed(text, self.composed);
+        self.splitter.words(&text, |mut word| {
             // Merging takes memory and (a little more than linear) time by the length of the word.
             while word.len() > limits::TOKENIZER_WORD_BYTES {
                 let (part, rest) = word.split_at(word.floor_char_boundary(limits::TOKENIZER_WORD_BYTES));
@@ -111,6 +126,15 @@ impl ByteBpe {
             _ => out.extend(text.bytes()),
         }
     }
+}
+
+/// The pre-tokenizer that cuts by these, one after the other.
+fn written_out(splits: &Texts) -> anyhow::Result<Splitter> {
+    let splits: Vec<&str> = splits.iter().collect();
+    Splitter::from_expressions(&splits).with_context(|| {
+        let shown: Vec<String> = splits.iter().map(|split| split.chars().take(200).collect()).collect();
+        format!("its pre-tokenizer cuts by {shown:?}, which this build does not know")
+    })
 }
 
 fn bpe(tokens: &Texts, types: &[i64], merges: &Texts, whole_words: bool) -> anyhow::Result<BPE> {

@@ -32,6 +32,15 @@ pub(super) fn id(gguf: &Gguf, key: &str, vocab: usize) -> anyhow::Result<Option<
     id.map(Some).with_context(|| format!("`{key}` = {value} is not one of the {vocab} tokens"))
 }
 
+/// A list of token ids, checked; `None` if the key is not there.
+pub(super) fn ids<'a>(gguf: &'a Gguf, key: &str, vocab: usize) -> anyhow::Result<Option<&'a [u64]>> {
+    match gguf.metadata.get(key) {
+        None => Ok(None),
+        Some(Value::Uints(ids)) if ids.iter().all(|id| *id < vocab as u64) => Ok(Some(ids)),
+        Some(_) => bail!("`{key}` must be a list of the file's {vocab} tokens"),
+    }
+}
+
 /// The type of each token; all normal if the file has none.
 pub(super) fn token_types(gguf: &Gguf, count: usize) -> anyhow::Result<Vec<i64>> {
     let types = match gguf.metadata.get("tokenizer.ggml.token_type") {

@@ -6,6 +6,8 @@
 mod bytes;
 mod detok;
 mod keys;
+mod merges;
+mod normal;
 mod pieces;
 mod special;
 mod split;
@@ -18,9 +20,13 @@ mod corpus_tests;
 #[cfg(test)]
 mod detok_tests;
 #[cfg(test)]
+mod folder_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod pieces_tests;
+#[cfg(test)]
+mod rendered_tests;
 #[cfg(test)]
 mod split_tests;
 #[cfg(test)]

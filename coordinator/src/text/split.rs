@@ -12,14 +12,21 @@ use tokenizers::utils::SysRegex;
 
 use super::stages::Stages;
 
+/// The expressions of the variants below, as `tokenizer.json` has them.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The step that takes every numeric character by itself.
+const DIGITS: &str = "digits";
+
 /// How a text is cut, by `tokenizer.ggml.pre` of a file.
 #[derive(Clone, Debug)]
 pub(super) enum Splitter {
-    /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
+    /// `GPT2`
     Gpt2,
     /// Every numeric character (by the standard library) by itself, and `Gpt2` between them.
     Smollm,
-    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+    /// `LLAMA3`
     Llama3,
     /// As `Llama3` with `\p{N}` for `\p{N}{1,3}`.
     Qwen2,
@@ -40,6 +47,18 @@ impl Splitter {
             "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "hunyuan" | "megrez"
             | "grok-2" | "solar-open" => Splitter::Qwen2,
             _ => Splitter::Staged(Stages::from_name(name)?),
+        })
+    }
+
+    /// By the expressions (and names of steps) of a `tokenizer.json`; `None` for ones that this build does not
+    /// know, for an engine that backtracks would run them without a bound.
+    pub(super) fn from_expressions(steps: &[&str]) -> Option<Splitter> {
+        Some(match steps {
+            [GPT2] => Splitter::Gpt2,
+            [DIGITS, GPT2] => Splitter::Smollm,
+            [LLAMA3] => Splitter::Llama3,
+            [QWEN2] => Splitter::Qwen2,
+            _ => Splitter::Staged(Stages::from_expressions(steps)?),
         })
     }
 

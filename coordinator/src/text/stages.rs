@@ -164,7 +164,10 @@ pub(super) fn first_names() -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 pub(super) fn expressions(name: &str) -> Vec<String> {
     let found = LISTS.iter().find(|(names, _)| names.contains(&name));
-    let list = found.map_or(&[][..], |(_, list)| *list);
+    found.map_or(Vec::new(), |(_, list)| written(list))
+}
+
+fn written(list: &[(&str, Spaces)]) -> Vec<String> {
     let whole = |(pattern, spaces): &(&str, Spaces)| match spaces {
         Left => (*pattern).to_owned(),
         Cut | CutBehindLines => format!(r"{pattern}|\s+(?!\S)|\s+"),
@@ -182,6 +185,16 @@ impl Stages {
     /// The list of this name, compiled (some milliseconds); `None` for one that is not here.
     pub(super) fn from_name(name: &str) -> Option<Stages> {
         let (_, list) = LISTS.iter().find(|(names, _)| names.contains(&name))?;
+        Stages::compiled(list)
+    }
+
+    /// The list whose expressions are these, as the models' files write them.
+    pub(super) fn from_expressions(expressions: &[&str]) -> Option<Stages> {
+        let (_, list) = LISTS.iter().find(|(_, list)| written(list) == expressions)?;
+        Stages::compiled(list)
+    }
+
+    fn compiled(list: &[(&str, Spaces)]) -> Option<Stages> {
         let stages: Option<Arc<[Stage]>> =
             list.iter().map(|(pattern, spaces)| Stage::new(pattern, *spaces)).collect();
         Some(Stages { stages: stages? })

@@ -148,17 +148,45 @@ impl ChatTemplate {
             tools => (),
             documents => (),
         };
-        let mut out = Bounded::default();
-        let rendered = environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(values, &mut out).map(drop));
-        match rendered {
-            // Long messages, not the template, are at fault if they are most of the output.
-            Err(_) if out.full && given > limits::TEMPLATE_OUTPUT_BYTES / 2 => Err(too_long()),
-            Err(error) => Err(refusal(&error, out.full)),
-            Ok(()) => {
-                String::from_utf8(out.bytes).map_err(|error| broken("template_failed", &error.to_string()))
-            }
+        render_values(environment, values, given)
+    }
+}
+
+/// `given`: bytes of what the client wrote.
+fn render_values(environment: &Environment<'static>, values: Value, given: usize) -> Result<String, Refusal> {
+    let mut out = Bounded::default();
+    let rendered = environment
+        .get_template(NAME)
+        .and_then(|template| template.render_captured_to(values, &mut out).map(drop));
+    match rendered {
+        // Long messages, not the template, are at fault if they are most of the output.
+        Err(_) if out.full && given > limits::TEMPLATE_OUTPUT_BYTES / 2 => Err(too_long()),
+        Err(error) => Err(refusal(&error, out.full)),
+        Ok(()) => String::from_utf8(out.bytes).map_err(|error| broken("template_failed", &error.to_string())),
+    }
+}
+
+/// A template rendered with values of any kind, in the sandbox of chats.
+#[cfg(test)]
+pub(super) fn render_any(source: &str, values: &serde_json::Value) -> Result<String, Refusal> {
+    let environment = compile(source).map_err(|why| broken("bad_chat_template", &why))?;
+    render_values(&environment, value_of(values), 0)
+}
+
+#[cfg(test)]
+fn value_of(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => ().into(),
+        Json::Bool(value) => (*value).into(),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => number.into(),
+            None => number.as_f64().unwrap_or_default().into(),
+        },
+        Json::String(text) => text.as_str().into(),
+        Json::Array(values) => values.iter().map(value_of).collect::<Vec<Value>>().into(),
+        Json::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, value)| (key.as_str(), value_of(value))))
         }
     }
 }

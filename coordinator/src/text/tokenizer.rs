@@ -12,6 +12,7 @@ use caravan_core::gguf::{Gguf, Texts};
 
 use super::bytes::ByteBpe;
 use super::keys::{self, token_type};
+use super::merges::MergedPieces;
 use super::pieces::Pieces;
 use super::special::SpecialTokens;
 
@@ -24,6 +25,8 @@ pub(super) struct Tokenizer {
     ends: Vec<u32>,
     bos: Option<u32>,
     add_bos: bool,
+    /// Special tokens take white space of any kind with them, not of ASCII alone.
+    strip_any: bool,
     /// End of text, end of turn.
     stops: Vec<u32>,
 }
@@ -32,6 +35,7 @@ pub(super) struct Tokenizer {
 enum Kind {
     Bytes(Box<ByteBpe>),
     Pieces(Box<Pieces>),
+    Merged(Box<MergedPieces>),
 }
 
 /// How to encode a text.
@@ -63,11 +67,18 @@ impl Tokenizer {
                 (Kind::Bytes(Box::new(ByteBpe::from_gguf(gguf, &types)?)), ByteBpe::first_token_wanted(gguf))
             }
             "llama" => (Kind::Pieces(Box::new(Pieces::from_gguf(gguf, &types)?)), true),
+            "caravan-pieces" => (Kind::Merged(Box::new(MergedPieces::from_gguf(gguf)?)), false),
             _ => bail!(
                 "`tokenizer.ggml.model` is {model:?}: this build has `gpt2` (byte-level BPE) and `llama` (scored pieces)"
             ),
         };
-        let (special, control) = special_tokens(tokens, &types, strips(gguf));
+        let strip_ids = keys::ids(gguf, "tokenizer.caravan.strip_token_ids", count)?;
+        let (strip_any, strips) = (strip_ids.is_some(), strips(gguf));
+        let strip = |token: u32, text: &str| match strip_ids {
+            Some(ids) => ids.contains(&u64::from(token)),
+            None => strips && !NEVER_STRIP.contains(&text),
+        };
+        let (special, control) = special_tokens(tokens, &types, &strip);
         let (bytes, ends) = token_bytes(&kind, tokens, &types);
         let key = |name: &str| keys::id(gguf, &format!("tokenizer.ggml.{name}_token_id"), count);
         let add_bos = keys::flag(gguf, "tokenizer.ggml.add_bos_token", first)?;
@@ -76,33 +87,38 @@ impl Tokenizer {
             bos.is_some() || !add_bos,
             "the file wants a first token and lacks `tokenizer.ggml.bos_token_id`"
         );
-        let stops = [key("eos")?, key("eot")?].into_iter().flatten().collect();
-        Ok(Tokenizer { kind, special, control, bytes, ends, bos, add_bos, stops })
+        let mut stops: Vec<u32> = [key("eos")?, key("eot")?].into_iter().flatten().collect();
+        let further = keys::ids(gguf, "tokenizer.caravan.stop_token_ids", count)?.unwrap_or_default();
+        stops.extend(further.iter().map(|id| *id as u32));
+        Ok(Tokenizer { kind, special, control, bytes, ends, bos, add_bos, strip_any, stops })
     }
 
     /// Appends the tokens of `text`; false if there are more than `encoding.most` (then some are left out).
     pub(super) fn encode(&self, text: &str, encoding: Encoding, out: &mut Vec<u32>) -> bool {
         let mut rest = text;
-        let mut first = true;
+        let mut start = true;
         while let Some(found) = self.special.find(rest, encoding.special) {
-            if self.encode_plain(&rest[..found.start], first, encoding, out).is_break() {
+            if self.encode_plain(&rest[..found.start], start, encoding, out).is_break() {
                 return false;
             }
             out.push(found.token);
             rest = &rest[found.end..];
             if found.strip {
-                rest = rest.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']);
+                rest = match self.strip_any {
+                    true => rest.trim_start(),
+                    false => rest.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']),
+                };
             }
-            first = true;
+            start = false;
         }
-        self.encode_plain(rest, first, encoding, out).is_continue() && out.len() <= encoding.most
+        self.encode_plain(rest, start, encoding, out).is_continue() && out.len() <= encoding.most
     }
 
-    /// `first`: nothing, or a special token, stands before `text`.
+    /// A special token stands before `text`, or at the `start` nothing.
     fn encode_plain(
         &self,
         text: &str,
-        first: bool,
+        start: bool,
         encoding: Encoding,
         out: &mut Vec<u32>,
     ) -> ControlFlow<()> {
@@ -112,7 +128,8 @@ impl Tokenizer {
         };
         match &self.kind {
             Kind::Bytes(bpe) => bpe.encode(&text, encoding.most, out),
-            Kind::Pieces(pieces) => pieces.encode(&text, first, encoding.most, out),
+            Kind::Pieces(pieces) => pieces.encode(&text, true, encoding.most, out),
+            Kind::Merged(pieces) => pieces.encode(&text, start, encoding.most, out),
         }
     }
 
@@ -154,9 +171,16 @@ fn strips(gguf: &Gguf) -> bool {
     name.contains("phi-3") || name.contains("phi3")
 }
 
-/// Control, unknown and user-defined tokens by their text, and the control tokens by name.
-fn special_tokens(tokens: &Texts, types: &[i64], strips: bool) -> (SpecialTokens, BTreeMap<String, u32>) {
-    const NEVER_STRIP: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+/// Tokens of those models that leave white space alone.
+const NEVER_STRIP: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
+/// Control, unknown and user-defined tokens by their text, and the control tokens by name. `strip`: whether
+/// one takes the white space behind it.
+fn special_tokens(
+    tokens: &Texts,
+    types: &[i64],
+    strip: &dyn Fn(u32, &str) -> bool,
+) -> (SpecialTokens, BTreeMap<String, u32>) {
     let mut special = SpecialTokens::new();
     let mut control = BTreeMap::new();
     for ((token, text), kind) in (0u32..).zip(tokens.iter()).zip(types) {
@@ -168,7 +192,7 @@ fn special_tokens(tokens: &Texts, types: &[i64], strips: bool) -> (SpecialTokens
         // A control token of one character could not be told from the same character in a message.
         let least = if is_control { 2 } else { 1 };
         if (is_control || *kind == token_type::USER_DEFINED) && text.chars().nth(least - 1).is_some() {
-            special.insert(text, token, is_control, strips && !NEVER_STRIP.contains(&text));
+            special.insert(text, token, is_control, strip(token, text));
         }
     }
     (special, control)
@@ -181,7 +205,7 @@ fn token_bytes(kind: &Kind, tokens: &Texts, types: &[i64]) -> (Vec<u8>, Vec<u32>
     for (text, token_type) in tokens.iter().zip(types) {
         match kind {
             Kind::Bytes(bpe) => bpe.spell(text, *token_type, &mut bytes),
-            Kind::Pieces(_) => Pieces::spell(text, *token_type, &mut bytes),
+            Kind::Pieces(_) | Kind::Merged(_) => Pieces::spell(text, *token_type, &mut bytes),
         }
         ends.push(bytes.len() as u32);
     }

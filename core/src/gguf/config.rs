@@ -9,8 +9,7 @@ use super::{Gguf, GgufError, TensorInfo, bad, rope};
 use crate::ids::Digest;
 use crate::limits;
 use crate::model::{
-    Experts, Family, KvPrecision, ModelConfig, ModelSpec, Place, RopeFactors, RopePairing, RopeScaling,
-    TensorSpec,
+    Experts, Family, KvPrecision, ModelConfig, ModelSpec, Place, RopeFactors, RopeScaling, TensorSpec,
 };
 
 /// Dimensions that no file may exceed, so that products stay far from overflow.
@@ -127,15 +126,13 @@ fn read(keys: &Keys, tensors: &BTreeMap<&str, &TensorInfo>) -> Result<ModelConfi
         rope_dim,
         rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
         norm_eps,
+        norm_plus_one: keys.own_flag("caravan.norm.plus_one")?.unwrap_or(false),
         ffn,
         vocab: vocab(keys, tensors)?,
         context,
         tied: !tensors.contains_key("output.weight"),
-        rope_pairing: match family {
-            Family::Llama => RopePairing::Neighbours,
-            _ => RopePairing::Halves,
-        },
-        rope_scaling: rope::scaling(keys, tensors, context)?,
+        rope_pairing: keys.pairing()?,
+        rope_scaling: rope::scaling(keys, tensors, (rope_dim, context))?,
         window,
         attention_scale,
         attention_cap: keys.positive_or_off("attn_logit_softcapping")?,
@@ -148,7 +145,13 @@ fn read(keys: &Keys, tensors: &BTreeMap<&str, &TensorInfo>) -> Result<ModelConfi
 fn experts(keys: &Keys) -> Result<Experts, GgufError> {
     let count = keys.required_count("expert_count", limits::EXPERTS)?;
     let used = keys.required_count("expert_used_count", count)?;
-    Ok(Experts { count, used, normalised: true })
+    let normalised = match keys.get("expert_weights_norm") {
+        None => true,
+        Some(value) => value.as_bool().ok_or_else(|| {
+            GgufError::Bad(format!("the key {:?} must be true or false", keys.name("expert_weights_norm")))
+        })?,
+    };
+    Ok(Experts { count, used, normalised })
 }
 
 fn head_dim(keys: &Keys, hidden: u32, heads: u32) -> Result<u32, GgufError> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::value::Value;
 use super::{Gguf, GgufError, bad, shown};
-use crate::model::Family;
+use crate::model::{Family, RopePairing};
 
 /// Keys whose meaning is built in, or that say nothing about the arithmetic.
 const KNOWN: [&str; 18] = [
@@ -34,7 +34,9 @@ const KNOWN: [&str; 18] = [
 fn own_keys(family: Family) -> &'static [&'static str] {
     match family {
         Family::Gemma3 => &["attention.sliding_window_pattern", "rope.freq_base_swa"],
-        Family::Qwen3Moe => &["expert_count", "expert_used_count", "expert_feed_forward_length"],
+        Family::Qwen3Moe => {
+            &["expert_count", "expert_used_count", "expert_feed_forward_length", "expert_weights_norm"]
+        }
         _ => &[],
     }
 }
@@ -128,6 +130,35 @@ impl<'a> Keys<'a> {
     /// A finite number above 0 whose 0 means "off", as its absence does.
     pub fn positive_or_off(&self, key: &str) -> Result<Option<f32>, GgufError> {
         if self.get(key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { self.positive(key) }
+    }
+
+    /// A truth value under its whole name: headers of folders have keys of our own.
+    pub fn own_flag(&self, key: &str) -> Result<Option<bool>, GgufError> {
+        match self.metadata.get(key).map(Value::as_bool) {
+            None => Ok(None),
+            Some(Some(value)) => Ok(Some(value)),
+            Some(None) => bad(format!("the key {key:?} must be true or false")),
+        }
+    }
+
+    /// Numbers under their whole name.
+    pub fn own_floats(&self, key: &str) -> Result<Option<&'a [f64]>, GgufError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Floats(values)) => Ok(Some(values)),
+            Some(_) => bad(format!("the key {key:?} must be an array of numbers")),
+        }
+    }
+
+    /// Which dimensions are turned together: as the header says, else as the family's GGUF files have it.
+    pub fn pairing(&self) -> Result<RopePairing, GgufError> {
+        let key = "caravan.rope.pairing";
+        match self.metadata.get(key).map(Value::as_text) {
+            None if self.family == Family::Llama => Ok(RopePairing::Neighbours),
+            None | Some(Some("halves")) => Ok(RopePairing::Halves),
+            Some(Some("neighbours")) => Ok(RopePairing::Neighbours),
+            Some(_) => bad(format!("the key {key:?} must be \"halves\" or \"neighbours\"")),
+        }
     }
 
     /// Number of tokens in the tokenizer's list.

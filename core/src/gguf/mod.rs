@@ -10,6 +10,7 @@ mod rope;
 pub mod synthetic;
 mod tensors;
 mod value;
+pub mod write;
 
 #[cfg(test)]
 mod config_tests;

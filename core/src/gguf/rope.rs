@@ -12,6 +12,8 @@ use crate::model::{RopeFactors, RopeScaling, Window};
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 pub(super) const SHORT: &str = "rope_factors_short.weight";
 pub(super) const LONG: &str = "rope_factors_long.weight";
+/// Factors in the header itself.
+const GIVEN: &str = "caravan.rope.factors";
 
 /// Base in Gemma 3's local layers unless the file has another.
 const LOCAL_BASE: f32 = 10_000.0;
@@ -24,7 +26,7 @@ const LOCAL_BASE: f32 = 10_000.0;
 pub(super) fn scaling(
     keys: &Keys,
     tensors: &BTreeMap<&str, &TensorInfo>,
-    context: u32,
+    (rope_dim, context): (u32, u32),
 ) -> Result<RopeScaling, GgufError> {
     let kind = keys.get("rope.scaling.type").and_then(|value| value.as_text());
     let factor = match keys.positive_or_off("rope.scaling.factor")? {
@@ -34,6 +36,14 @@ pub(super) fn scaling(
     let factor = factor.filter(|factor| *factor != 1.0);
     let magnitude = keys.positive_or_off("rope.scaling.attn_factor")?.unwrap_or(1.0);
     let has = |name| tensors.contains_key(name);
+    if let Some(factors) = keys.own_floats(GIVEN)? {
+        if factor.is_some() || has(FACTORS) || has(SHORT) || has(LONG) {
+            return bad(format!(
+                "the file has {GIVEN:?} and another scaling of the rotation: which one holds?"
+            ));
+        }
+        return given(factors, rope_dim, magnitude);
+    }
     let name = match (has(FACTORS), has(SHORT) || has(LONG)) {
         (true, true) => {
             return bad(format!("the file has both {FACTORS:?} and {SHORT:?} or {LONG:?}: which one holds?"));
@@ -63,6 +73,18 @@ pub(super) fn scaling(
         return bad(unsupported(keys, "rope.scaling.factor"));
     }
     Ok(RopeScaling::Factors { factors: RopeFactors::Tensor(name.to_owned()), magnitude })
+}
+
+/// Factors that the header itself holds.
+fn given(factors: &[f64], rope_dim: u32, magnitude: f32) -> Result<RopeScaling, GgufError> {
+    let factors: Vec<f32> = factors.iter().map(|factor| *factor as f32).collect();
+    if factors.len() != rope_dim as usize / 2 {
+        return bad(format!("the key {GIVEN:?} has {} factors for {} pairs", factors.len(), rope_dim / 2));
+    }
+    if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        return bad(format!("the key {GIVEN:?} has a factor that is not a finite number above 0"));
+    }
+    Ok(RopeScaling::Factors { factors: RopeFactors::Given(factors), magnitude })
 }
 
 fn unsupported(keys: &Keys, key: &str) -> String {

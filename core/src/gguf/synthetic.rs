@@ -7,6 +7,7 @@ mod families;
 use crate::model::TensorType;
 
 pub use families::SyntheticModel;
+pub(crate) use families::spread;
 
 /// Writes a GGUF file piece by piece, without checking anything.
 #[derive(Clone, Debug)]
@@ -100,7 +101,7 @@ impl GgufWriter {
     /// Filled with the bytes of `weights`.
     pub fn tensor(self, name: &str, dims: &[u64], kind: TensorType, seed: u64) -> Self {
         let data = weights(name, dims, kind, seed);
-        let kind = number_of(kind);
+        let kind = kind.gguf_number();
         self.raw_tensor(SyntheticTensor {
             name: name.to_owned(),
             dims: dims.to_vec(),
@@ -154,10 +155,6 @@ impl GgufWriter {
         }
         out
     }
-}
-
-fn number_of(kind: TensorType) -> u32 {
-    (0..64).find(|number| TensorType::from_gguf(*number) == Some(kind)).unwrap_or(u32::MAX)
 }
 
 /// A fixed sequence of numbers: the finaliser of SplitMix64 over a counter.

@@ -50,7 +50,7 @@ fn info(reader: &mut Reader, name: &str) -> Result<TensorInfo, GgufError> {
     Ok(TensorInfo { name: name.to_owned(), dims, kind, offset, bytes })
 }
 
-fn bytes_of(dims: &[u64], kind: TensorType) -> Result<u64, GgufError> {
+pub(super) fn bytes_of(dims: &[u64], kind: TensorType) -> Result<u64, GgufError> {
     let (block, block_bytes) = kind.block();
     let elements = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
     let Some(elements) = elements.filter(|elements| *elements > 0) else {

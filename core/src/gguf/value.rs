@@ -123,7 +123,8 @@ impl Texts {
         })
     }
 
-    fn push(&mut self, text: &str) -> Result<(), GgufError> {
+    /// Refuses what makes all of them together longer than any header.
+    pub fn push(&mut self, text: &str) -> Result<(), GgufError> {
         self.text.push_str(text);
         match u32::try_from(self.text.len()) {
             Ok(end) => self.ends.push(end),

@@ -123,20 +123,21 @@ impl Layer {
         } else {
             None
         };
+        let norm = |part: &str, len| loader.norm(&parts.name(part), len, config);
         let pair = |on: bool, names: [&str; 2], len| -> anyhow::Result<Option<[Vec<f32>; 2]>> {
-            Ok(if on { Some([parts.vector(names[0], len)?, parts.vector(names[1], len)?]) } else { None })
+            Ok(if on { Some([norm(names[0], len)?, norm(names[1], len)?]) } else { None })
         };
         let heads = ["attn_q_norm.weight", "attn_k_norm.weight"];
         let posts = ["post_attention_norm.weight", "post_ffw_norm.weight"];
         Ok(Layer {
-            attn_norm: parts.vector("attn_norm.weight", hidden)?,
+            attn_norm: norm("attn_norm.weight", hidden)?,
             query,
             key,
             value,
             biases,
             head_norms: pair(family.has_head_norms(), heads, config.head_dim)?,
             output: parts.matrix("attn_output.weight", q, hidden)?,
-            ffn_norm: parts.vector("ffn_norm.weight", hidden)?,
+            ffn_norm: norm("ffn_norm.weight", hidden)?,
             feed_forward: match config.experts {
                 None => FeedForward::Dense(parts.dense(config)?),
                 Some(choice) => FeedForward::Experts(parts.experts(config, choice)?),

@@ -62,7 +62,7 @@ impl Model {
             (true, true) => embedding.clone(),
             (true, false) => Some(matrix(OUTPUT)?),
         };
-        let head_norm = if last { Some(loader.vector(OUTPUT_NORM, config.hidden)?) } else { None };
+        let head_norm = if last { Some(loader.norm(OUTPUT_NORM, config.hidden, config)?) } else { None };
         let rotation = Rotation::load(config, loader)?;
         let (config, first) = (config.clone(), slice.first);
         Ok(Model { config, first, layers, embedding, head_norm, output, rotation })

@@ -4,6 +4,8 @@
 //! Where candle differs from the models' own definition, the weights or parameters it gets make up
 //! for it; each place says so.
 
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::io::Cursor;
 
@@ -12,6 +14,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{gemma3, llama, mistral, phi3, qwen2, qwen3, qwen3_moe};
 use caravan_core::model::{Family, ModelConfig, RopeScaling};
+
+mod folder;
 
 /// Positions that the tables of candle's models have.
 const POSITIONS: usize = 128;
@@ -357,4 +361,28 @@ fn phi3_model(config: &ModelConfig, vars: VarBuilder<'_>, factors: Option<Vec<f3
     };
     let mut model = phi3::Model::new(&config, vars)?;
     Ok(Box::new(move |tokens, position| model.forward(tokens, position)))
+}
+
+/// Tokens that look random.
+pub fn text(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
+    (0..len as u32).map(|i| (seed.wrapping_mul(977) + i * i * 31 + i * 7) % vocab).collect()
+}
+
+/// |a - b| as a share of |b|.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    assert!(size > 0.0);
+    (off / size).sqrt()
+}
+
+/// Distances at the outside implementation's positions: the median, and the largest.
+pub fn distances(ours: &[f32], theirs: &[(usize, Vec<f32>)]) -> (f64, f64) {
+    let vocab = theirs[0].1.len();
+    let at = |position: usize| &ours[position * vocab..(position + 1) * vocab];
+    let mut all: Vec<f64> = theirs.iter().map(|(position, b)| distance(at(*position), b)).collect();
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[all.len() - 1])
 }

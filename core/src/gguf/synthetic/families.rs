@@ -3,9 +3,7 @@
 //!
 //! Must never be used by the product itself.
 
-use super::{
-    GgufWriter, SyntheticTensor, TINY_CONTROL, TINY_MERGES, TINY_TEMPLATE, mixed, number_of, tiny_tokens,
-};
+use super::{GgufWriter, SyntheticTensor, TINY_CONTROL, TINY_MERGES, TINY_TEMPLATE, mixed, tiny_tokens};
 use crate::model::{Family, ModelConfig, RopeFactors, RopeScaling, TensorType};
 
 /// A model as a file holds it.
@@ -64,7 +62,7 @@ impl SyntheticModel {
         };
         let data = spread(name, dims, kind, self.seed);
         let (name, dims) = (name.to_owned(), dims.to_vec());
-        out.raw_tensor(SyntheticTensor { name, dims, kind: number_of(kind), data, offset: None })
+        out.raw_tensor(SyntheticTensor { name, dims, kind: kind.gguf_number(), data, offset: None })
     }
 
     fn metadata(&self) -> GgufWriter {
@@ -168,7 +166,7 @@ fn half(x: f32) -> [u8; 2] {
 
 /// Bytes of a tensor whose products with rows near 1 are near `GAIN`. Norms are near 1, biases
 /// near 0, factors of the rotation from 1 to 4.
-fn spread(name: &str, dims: &[u64], kind: TensorType, seed: u64) -> Vec<u8> {
+pub(crate) fn spread(name: &str, dims: &[u64], kind: TensorType, seed: u64) -> Vec<u8> {
     let start = name.bytes().fold(seed, |hash, byte| mixed(hash ^ u64::from(byte)));
     let elements: u64 = dims.iter().product();
     let (block, block_bytes) = kind.block();
