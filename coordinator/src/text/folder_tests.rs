@@ -93,8 +93,10 @@ fn added(id: usize, content: &str, special: bool, rstrip: bool) -> Value {
 fn file(first: &[&str], learned: (Vec<String>, Value), steps: [Value; 2], bytes: bool) -> Value {
     let (tokens, merges) = learned;
     let of_bytes = (0..=255u8).filter(|_| bytes).map(|byte| format!("<0x{byte:02X}>"));
-    let all: Vec<String> =
-        first.iter().map(|token| (*token).to_owned()).chain(of_bytes).chain(tokens).collect();
+    let mut all: Vec<String> = first.iter().map(|token| (*token).to_owned()).chain(of_bytes).collect();
+    // What was learned may hold one of these, written out in a text.
+    let learned = tokens.into_iter().filter(|token| !all.contains(token)).collect::<Vec<_>>();
+    all.extend(learned);
     let vocab: serde_json::Map<String, Value> =
         all.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
     let end = all.len();
