@@ -58,6 +58,8 @@ pub const ADMIN_MS: u64 = 8_000;
 pub const TEMPLATE_FUEL: u64 = 2_000_000;
 pub const TEMPLATE_OUTPUT_BYTES: usize = 2 << 20;
 pub const TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
+/// Spaces a level of `tojson`.
+pub const TEMPLATE_INDENT: usize = 16;
 /// Nesting of macro calls, includes and loops.
 pub const TEMPLATE_RECURSION: usize = 64;
 /// Stack of the thread that renders: values can be nested as deep as the fuel allows.

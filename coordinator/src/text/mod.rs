@@ -5,6 +5,7 @@
 
 mod bytes;
 mod detok;
+mod json;
 mod keys;
 mod merges;
 mod normal;

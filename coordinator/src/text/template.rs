@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
 
-use super::ChatMessage;
+use super::{ChatMessage, json};
 
 /// The template of a model, compiled once.
 pub(super) struct ChatTemplate {
@@ -229,8 +229,7 @@ fn compile(source: &str) -> Result<Environment<'static>, String> {
     Ok(environment)
 }
 
-/// The engine's `tojson` makes its output safe inside HTML; the templates were written for one that
-/// leaves `<`, `>`, `&` and `'` as they are.
+/// The engine's `tojson` makes its output safe inside HTML; the templates were written for Python's.
 fn to_json(value: &Value, indent: Option<Value>, arguments: Kwargs) -> Result<Value, Error> {
     // Also passed by authors, and the way this filter works anyway.
     let _: Option<bool> = arguments.get("ensure_ascii")?;
@@ -239,35 +238,11 @@ fn to_json(value: &Value, indent: Option<Value>, arguments: Kwargs) -> Result<Va
         None => arguments.get("indent")?,
     };
     arguments.assert_all_used()?;
-    let safe =
-        minijinja::filters::tojson(value, indent, Kwargs::from_iter(std::iter::empty::<(&str, Value)>()))?;
-    let safe = safe.as_str().unwrap_or_default();
-    let mut out = String::with_capacity(safe.len());
-    let mut rest = safe;
-    while let Some(at) = rest.find('\\') {
-        let escape = rest.get(at..at + 6).and_then(|escape| match escape {
-            "\\u003c" => Some('<'),
-            "\\u003e" => Some('>'),
-            "\\u0026" => Some('&'),
-            "\\u0027" => Some('\''),
-            _ => None,
-        });
-        out.push_str(&rest[..at]);
-        // Every other escape is two characters long, or begins with two that stay as they are.
-        let length = match escape {
-            Some(character) => {
-                out.push(character);
-                6
-            }
-            None => {
-                out.push_str(rest.get(at..at + 2).unwrap_or("\\"));
-                2
-            }
-        };
-        rest = rest.get(at + length..).unwrap_or_default();
+    let indent = indent.filter(|indent| !indent.is_none()).map(usize::try_from).transpose()?;
+    if indent.is_some_and(|spaces| spaces > limits::TEMPLATE_INDENT) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson indents further than its limit"));
     }
-    out.push_str(rest);
-    Ok(out.into())
+    json::dumped(value, indent).map(Value::from)
 }
 
 fn refusal(error: &Error, output_full: bool) -> Refusal {
