@@ -37,6 +37,10 @@ pub const READY_WAIT_MS: u64 = 5_000;
 /// How long a streamed answer's status line waits for the first event, so that an early refusal
 /// still gets its own status.
 pub const FIRST_EVENT_MS: u64 = 1_000;
+/// Of an id that a client sends.
+pub const OBJECT_ID_BYTES: usize = 256;
+/// Of a client's own note on a request: `user` and the like.
+pub const NOTE_BYTES: usize = 4_096;
 pub const CHOICES: u32 = 16;
 pub const MESSAGES: usize = 2048;
 pub const PROMPTS_PER_REQUEST: usize = 64;

@@ -19,6 +19,8 @@ pub struct TokenInfo {
     pub top: Vec<(TokenName, f32)>,
     /// Characters of the answer before this token.
     pub offset: usize,
+    /// It is one of the prompt's, echoed.
+    pub prompt: bool,
 }
 
 /// Text and bytes of a token. The text of a token that is part of a character is U+FFFD.
@@ -33,10 +35,13 @@ pub struct TokenName {
 pub struct Piece {
     pub text: String,
     pub tokens: Vec<TokenInfo>,
+    /// The stop string that ended the choice; with its last piece.
+    pub stop: Option<String>,
 }
 
 impl Piece {
     pub fn append(&mut self, other: Piece) {
+        self.stop = other.stop.or(self.stop.take());
         self.text.push_str(&other.text);
         self.tokens.extend(other.tokens);
     }
@@ -58,6 +63,8 @@ pub struct ChoiceText {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     keep_tokens: bool,
+    /// The prompt, until it has been shown as the beginning of the text.
+    echo: Option<Vec<u32>>,
     pending: Vec<TokenInfo>,
     characters: usize,
     /// Tokens so far, with the one that completed a stop string.
@@ -72,10 +79,42 @@ impl ChoiceText {
             detokenizer: Detokenizer::default(),
             matcher: StopMatcher::new(stops),
             keep_tokens,
+            echo: None,
             pending: Vec::new(),
             characters: 0,
             tokens: 0,
         }
+    }
+
+    /// The text begins with the prompt, which stop strings do not end.
+    pub fn echoing(self, prompt: Vec<u32>) -> ChoiceText {
+        ChoiceText { echo: Some(prompt), ..self }
+    }
+
+    /// The echo of the prompt, once.
+    pub fn opening(&mut self) -> Option<Piece> {
+        let prompt = self.echo.take()?;
+        let mut piece = Piece::default();
+        let mut detokenizer = Detokenizer::default();
+        for token in prompt {
+            if self.keep_tokens {
+                piece.tokens.push(TokenInfo {
+                    id: token,
+                    name: self.name(token),
+                    logprob: None,
+                    top: Vec::new(),
+                    offset: self.characters,
+                    prompt: true,
+                });
+            }
+            let fresh = detokenizer.push(self.text.token_bytes(token));
+            self.characters += fresh.chars().count();
+            piece.text.push_str(&fresh);
+        }
+        let rest = detokenizer.finish();
+        self.characters += rest.chars().count();
+        piece.text.push_str(&rest);
+        Some(piece)
     }
 
     pub fn push(&mut self, sampled: Sampled) -> Turn {
@@ -111,7 +150,8 @@ impl ChoiceText {
     }
 
     fn piece(&mut self, text: String) -> Piece {
-        Piece { text, tokens: std::mem::take(&mut self.pending) }
+        let stop = self.matcher.found().map(str::to_owned);
+        Piece { text, tokens: std::mem::take(&mut self.pending), stop }
     }
 
     fn describe(&self, sampled: &Sampled) -> TokenInfo {
@@ -121,6 +161,7 @@ impl ChoiceText {
             logprob: sampled.logprob,
             top: sampled.top.iter().map(|top| (self.name(top.token), top.logprob)).collect(),
             offset: self.characters,
+            prompt: false,
         }
     }
 

@@ -23,7 +23,7 @@ impl ChatRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<ChatRequest, Refusal> {
         let mut fields = Fields::parse(body)?;
-        let mut common = params::common(&mut fields)?;
+        let mut common = params::common(&mut fields, 1)?;
         let messages = messages(fields.take("messages"))?;
         let logprobs = fields.take("logprobs").boolean()?.unwrap_or(false);
         let top = params::integer(fields.take("top_logprobs"), 0, i128::from(limits::TOP_LOGPROBS))?;
@@ -38,7 +38,8 @@ impl ChatRequest {
     }
 }
 
-fn messages(field: Field) -> Result<Vec<ChatMessage>, Refusal> {
+/// `messages` of a chat.
+pub fn messages(field: Field) -> Result<Vec<ChatMessage>, Refusal> {
     let items = field.required()?.array(limits::MESSAGES)?.unwrap_or_default();
     if items.is_empty() {
         return Err(invalid("messages", "must hold at least one message"));
@@ -131,7 +132,8 @@ impl ChatShape {
     }
 }
 
-fn logprob(token: &TokenInfo) -> Value {
+/// Log-probabilities of one token, as chats and responses show them.
+pub fn logprob(token: &TokenInfo) -> Value {
     let top = token
         .top
         .iter()

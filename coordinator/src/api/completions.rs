@@ -7,9 +7,10 @@ use caravan_core::limits;
 use serde_json::{Map, Value, json};
 
 use super::answer::Piece;
-use super::fields::{Field, Fields, invalid};
+use super::fields::{Field, Fields, invalid, unsupported};
 use super::params::{self, Common, UNSUPPORTED};
 use super::shape::{Shape, finite, token_ids};
+use super::stream::Whole;
 
 /// Length of an answer if the request does not say, as OpenAI documents.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -24,34 +25,87 @@ pub enum Prompt {
 /// Prompts to go on with, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompletionRequest {
+    /// Its `n` is the number of answers to generate for each prompt.
     pub common: Common,
     pub prompts: Vec<Prompt>,
+    /// Of these the best ones that are told, if not all.
+    pub best: Option<u32>,
+    /// Log-probabilities are told, not only generated.
+    pub logprobs: bool,
 }
 
 impl CompletionRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<CompletionRequest, Refusal> {
         let mut fields = Fields::parse(body)?;
-        let mut common = params::common(&mut fields)?;
+        let mut common = params::common(&mut fields, 0)?;
         let prompts = prompts(fields.take("prompt"))?;
-        if prompts.len() * common.n as usize > limits::SEQUENCES_PER_REQUEST {
-            let why = format!(
-                "times the number of prompts makes {} answers; at most {} are allowed in one request",
-                prompts.len() * common.n as usize,
-                limits::SEQUENCES_PER_REQUEST
-            );
-            return Err(invalid("n", why));
-        }
         let logprobs = params::integer(fields.take("logprobs"), 0, 5)?;
         common.sampling.logprobs = logprobs.and_then(|top| u8::try_from(top).ok());
-        fields.take("echo").only_false("true is not supported by this server yet")?;
-        let best_of = params::integer(fields.take("best_of"), 1, i128::from(limits::CHOICES))?;
-        if best_of.is_some_and(|best_of| best_of != common.n) {
-            return Err(invalid("best_of", "is only supported with the same value as `n`"));
+        common.echo = fields.take("echo").boolean()?.unwrap_or(false);
+        if !common.echo && common.max_tokens.is_some_and(|(most, _)| most == 0) {
+            return Err(invalid("max_tokens", "can be 0 only with `echo`: true"));
         }
-        fields.take("suffix").refuse("is not supported by this server yet")?;
+        if common.echo && logprobs.is_some() {
+            return Err(unsupported("logprobs", "can't be combined with `echo`: true by this server yet"));
+        }
+        let told = common.n;
+        let best_of = params::integer(fields.take("best_of"), 1, i128::from(limits::CHOICES))?;
+        if let Some(best_of) = best_of.filter(|best_of| *best_of != told) {
+            if best_of < told {
+                return Err(invalid(
+                    "best_of",
+                    format!("is {best_of}, but `n` is {told}; it must not be less"),
+                ));
+            }
+            if common.stream {
+                return Err(invalid("best_of", "can't be greater than `n` with `stream`: true"));
+            }
+            common.n = best_of;
+            // The best are found by them.
+            common.sampling.logprobs = common.sampling.logprobs.or(Some(0));
+        }
+        check_count(&prompts, common.n, best_of.map_or("n", |_| "best_of"))?;
+        fields.take("suffix").refuse("is not supported: this server's models can't fill in a middle")?;
         fields.finish(UNSUPPORTED)?;
-        Ok(CompletionRequest { common, prompts })
+        let best = (common.n != told).then_some(told);
+        Ok(CompletionRequest { common, prompts, best, logprobs: logprobs.is_some() })
+    }
+}
+
+fn check_count(prompts: &[Prompt], answers: u32, field: &str) -> Result<(), Refusal> {
+    let all = prompts.len() * answers as usize;
+    if all <= limits::SEQUENCES_PER_REQUEST {
+        return Ok(());
+    }
+    let most = limits::SEQUENCES_PER_REQUEST;
+    let why =
+        format!("times the number of prompts makes {all} answers; at most {most} are allowed in one request");
+    Err(invalid(field, why))
+}
+
+/// Of every `of` answers, those of the highest mean log-probability, best first; ties go to the earlier.
+pub fn best(answers: Vec<Whole>, of: usize, keep: usize) -> Vec<Whole> {
+    let mut answers = answers.into_iter();
+    let mut kept = Vec::new();
+    loop {
+        let mut group: Vec<Whole> = answers.by_ref().take(of).collect();
+        if group.is_empty() {
+            return kept;
+        }
+        group.sort_by(|a, b| mean_logprob(b).total_cmp(&mean_logprob(a)));
+        group.truncate(keep);
+        kept.extend(group);
+    }
+}
+
+/// Of the answer's tokens; an answer without any is the worst.
+fn mean_logprob(whole: &Whole) -> f64 {
+    let generated = whole.piece.tokens.iter().filter(|token| !token.prompt);
+    let logprobs: Vec<f64> = generated.filter_map(|token| token.logprob.map(f64::from)).collect();
+    match logprobs.len() {
+        0 => f64::NEG_INFINITY,
+        count => logprobs.iter().sum::<f64>() / count as f64,
     }
 }
 

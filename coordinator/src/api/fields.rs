@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 type Read<T> = Result<T, Refusal>;
 
 /// An object whose fields are taken one by one; `finish` refuses what is left over.
+#[derive(Default)]
 pub struct Fields {
     path: String,
     map: Map<String, Value>,
@@ -87,8 +88,15 @@ impl Fields {
     }
 
     pub fn take(&mut self, name: &str) -> Field {
+        #[cfg(test)]
+        recorder::note(&self.at(name));
         let value = self.map.remove(name).filter(|value| !value.is_null());
         Field { path: self.at(name), value }
+    }
+
+    /// A copy of a field that is still to be taken and checked.
+    pub fn peek(&self, name: &str) -> Option<Value> {
+        self.map.get(name).filter(|value| !value.is_null()).cloned()
     }
 
     /// Refuses the first field that was not taken: as unsupported if it says something and its name is
@@ -276,5 +284,24 @@ impl Field {
     /// The value has none of the types that are allowed.
     pub fn mistyped(&self, wanted: &str) -> Refusal {
         mistyped(&self.path, wanted, self.value.as_ref().unwrap_or(&Value::Null))
+    }
+}
+
+/// Which fields the parsers of this thread have taken: for the test of the document.
+#[cfg(test)]
+pub mod recorder {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static TAKEN: RefCell<BTreeSet<String>> = RefCell::default();
+    }
+
+    pub fn note(path: &str) {
+        TAKEN.with_borrow_mut(|taken| taken.insert(path.to_owned()));
+    }
+
+    pub fn taken() -> BTreeSet<String> {
+        TAKEN.take()
     }
 }

@@ -26,7 +26,11 @@ use crate::text::ChatMessage;
 
 /// What is to be tokenised.
 pub enum Input {
-    Chat(Vec<ChatMessage>),
+    Chat {
+        messages: Vec<ChatMessage>,
+        /// The oldest messages may be left out, system messages excepted, to leave room.
+        truncate: bool,
+    },
     Prompts(Vec<Prompt>),
 }
 
@@ -34,7 +38,10 @@ impl Input {
     /// Tokens of every prompt. One of more than `most` tokens is refused before all of it is tokenised.
     fn tokens(&self, text: &dyn Text, most: usize) -> Result<Vec<Vec<u32>>, Refusal> {
         let prompts = match self {
-            Input::Chat(messages) => return Ok(vec![text.chat_tokens(messages, most)?]),
+            Input::Chat { messages, truncate: false } => return Ok(vec![text.chat_tokens(messages, most)?]),
+            Input::Chat { messages, truncate: true } => {
+                return Ok(vec![newest_tokens(text, messages, most)?]);
+            }
             Input::Prompts(prompts) => prompts,
         };
         let one = |(i, prompt): (usize, &Prompt)| match prompt {
@@ -52,6 +59,39 @@ impl Input {
     }
 }
 
+/// Tokens of a conversation, with as many of its oldest messages left out as it takes to have at most
+/// `most` tokens. System messages and the newest message always stay.
+fn newest_tokens(text: &dyn Text, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
+    let attempt = |dropped: usize| {
+        let mut left = dropped;
+        let kept: Vec<ChatMessage> = messages
+            .iter()
+            .filter(|message| {
+                let drops = message.role != "system" && left > 0;
+                left -= usize::from(drops);
+                !drops
+            })
+            .cloned()
+            .collect();
+        text.chat_tokens(&kept, most)
+    };
+    let droppable = messages.iter().filter(|message| message.role != "system").count().saturating_sub(1);
+    let whole = attempt(0);
+    if whole.is_ok() || droppable == 0 {
+        return whole;
+    }
+    // The fewest that fit, found by halves: every attempt costs a rendering.
+    let (mut too_few, mut enough, mut best) = (0, droppable, attempt(droppable)?);
+    while enough - too_few > 1 {
+        let middle = too_few + (enough - too_few) / 2;
+        match attempt(middle) {
+            Ok(tokens) => (enough, best) = (middle, tokens),
+            Err(_) => too_few = middle,
+        }
+    }
+    Ok(best)
+}
+
 /// `prompt`, or `prompt[i]` if there are several.
 fn prompt_path(i: usize, count: usize) -> String {
     if count == 1 { "prompt".to_owned() } else { format!("prompt[{i}]") }
@@ -59,6 +99,8 @@ fn prompt_path(i: usize, count: usize) -> String {
 
 /// Everything that answering takes.
 pub struct Job {
+    /// The id of the request, without the prefix of its kind.
+    pub request: String,
     pub envelope: Envelope,
     pub text: Arc<dyn Text>,
     pub common: Common,
@@ -70,14 +112,15 @@ pub struct Job {
 
 /// Checks a request against the cluster and makes its records. `prefix` begins the answer's id.
 pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> Result<Job, ApiError> {
-    let spec = find_model(app, &common.model)?;
-    await_ready(app, &spec.name).await?;
-    let text =
-        tokio::time::timeout(Duration::from_millis(app.waits.prepare_ms), app.backend.text(spec.clone()))
-            .await
-            .map_err(|_| overloaded("the tokenizer of the model could not be fetched in time"))??;
-    let (reader, chat) = (text.clone(), matches!(input, Input::Chat(_)));
-    let most = spec.config.context.saturating_sub(1) as usize;
+    let model = find_model(app, &common.model)?;
+    await_ready(app, &model.name).await?;
+    let (spec, text) = find_text(app, &common.model).await?;
+    let (reader, chat) = (text.clone(), matches!(input, Input::Chat { .. }));
+    let answer = match (&input, common.max_tokens) {
+        (Input::Chat { truncate: true, .. }, Some((wanted, _))) if wanted < spec.config.context => wanted,
+        _ => 1,
+    };
+    let most = spec.config.context.saturating_sub(answer).max(1) as usize;
     let prompts = app.blocking(move || input.tokens(&*reader, most)).await??;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let id = app.ids.next();
@@ -120,7 +163,24 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         model: spec.name.clone(),
         fingerprint: fingerprint(&spec),
     };
-    Ok(Job { envelope, text, common, records, prompt_tokens })
+    Ok(Job { request: id, envelope, text, common, records, prompt_tokens })
+}
+
+/// A model and its tokenizer.
+pub async fn find_text(app: &App, model: &str) -> Result<(Arc<ModelSpec>, Arc<dyn Text>), ApiError> {
+    let spec = find_model(app, model)?;
+    let wait = Duration::from_millis(app.waits.prepare_ms);
+    let text = tokio::time::timeout(wait, app.backend.text(spec.clone()))
+        .await
+        .map_err(|_| overloaded("the tokenizer of the model could not be fetched in time"))??;
+    Ok((spec, text))
+}
+
+/// Tokens of every prompt, for those who only want to see them: as many as a context holds.
+pub async fn tokens(app: &App, model: &str, input: Input) -> Result<Vec<Vec<u32>>, ApiError> {
+    let (spec, text) = find_text(app, model).await?;
+    let most = spec.config.context as usize;
+    Ok(app.blocking(move || input.tokens(&*text, most)).await??)
 }
 
 fn overloaded(why: &str) -> ApiError {
@@ -228,7 +288,8 @@ fn answer_length(
     match common.max_tokens {
         None if chat => Ok(left.min(kv_tokens.saturating_sub(prompt_tokens)).max(1)),
         None => Ok(left.min(DEFAULT_MAX_TOKENS)),
-        Some((wanted, _)) if wanted <= left => Ok(wanted),
+        // Nothing but an echo: the one token that is computed shows that the prompt could be.
+        Some((wanted, _)) if wanted <= left => Ok(wanted.max(1)),
         Some((wanted, field)) => {
             let message = format!(
                 "`{field}` asks for {wanted} tokens and the prompt has {}; the context of model `{}` is {context} tokens",

@@ -7,6 +7,7 @@ mod answer;
 mod backend;
 mod body;
 mod chat;
+mod chunks;
 mod completions;
 mod control;
 mod errors;
@@ -14,13 +15,18 @@ mod events;
 mod fields;
 mod health;
 mod job;
+mod messages;
 mod metrics;
 mod models;
+mod openapi;
+mod output;
 mod params;
 mod requests;
+mod responses;
 mod serve;
 mod shape;
 mod stream;
+mod tokenize;
 mod views;
 
 #[cfg(test)]
@@ -53,6 +59,7 @@ use completions::{CompletionRequest, CompletionShape};
 use errors::ApiError;
 use events::Events;
 use job::{Input, RequestIds};
+use messages::MessagesError;
 use metrics::Metrics;
 use requests::Requests;
 use shape::Shape;
@@ -134,6 +141,12 @@ fn build(backend: Arc<dyn Backend>, waits: Waits) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/openapi.json", get(openapi::serve))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/admin/v1/cluster", get(admin::cluster))
@@ -160,21 +173,31 @@ async fn unknown_path(request: Request) -> Response {
 async fn wrong_method(request: Request) -> Response {
     let path = fields::clip(request.uri().path());
     let message = format!("{path} does not take {}", fields::clip(request.method().as_str()));
-    ApiError::request("method_not_allowed", message).into_response()
+    let error = ApiError::request("method_not_allowed", message);
+    if path.starts_with("/v1/messages") {
+        return MessagesError(error).into_response();
+    }
+    error.into_response()
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let ChatRequest { common, messages } = body::parse(&app, request, ChatRequest::parse).await?;
     let shape =
         ChatShape { logprobs: common.sampling.logprobs.is_some(), token_ids: common.return_token_ids };
-    let job = job::prepare(&app, common, Input::Chat(messages), shape.id_prefix()).await?;
-    stream::respond(&app, job, shape).await
+    let input = Input::Chat { messages, truncate: false };
+    let job = job::prepare(&app, common, input, shape.id_prefix()).await?;
+    chunks::respond(&app, job, shape, |all| all).await
 }
 
 async fn text_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let CompletionRequest { common, prompts } = body::parse(&app, request, CompletionRequest::parse).await?;
-    let shape =
-        CompletionShape { logprobs: common.sampling.logprobs.is_some(), token_ids: common.return_token_ids };
+    let request = body::parse(&app, request, CompletionRequest::parse).await?;
+    let CompletionRequest { common, prompts, best, logprobs } = request;
+    let shape = CompletionShape { logprobs, token_ids: common.return_token_ids };
+    let of = common.n as usize;
     let job = job::prepare(&app, common, Input::Prompts(prompts), shape.id_prefix()).await?;
-    stream::respond(&app, job, shape).await
+    chunks::respond(&app, job, shape, |all| match best {
+        Some(keep) => completions::best(all, of, keep as usize),
+        None => all,
+    })
+    .await
 }

@@ -21,6 +21,8 @@ pub struct Common {
     pub seed: Option<u64>,
     pub stop: Vec<String>,
     pub ignore_eos: bool,
+    /// The prompt begins the answer's text.
+    pub echo: bool,
     pub stream: bool,
     pub include_usage: bool,
     /// Extension: answers carry the token ids they consist of.
@@ -62,14 +64,12 @@ pub const UNSUPPORTED: &[&str] = &[
     "parallel_tool_calls",
     "prediction",
     "priority",
-    "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_options",
     "prompt_logprobs",
     "reasoning",
     "reasoning_effort",
     "repeat_last_n",
     "repeat_penalty",
-    "safety_identifier",
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "stop_token_ids",
@@ -79,26 +79,24 @@ pub const UNSUPPORTED: &[&str] = &[
     "truncate_prompt_tokens",
     "typical_p",
     "use_beam_search",
-    "verbosity",
     "web_search_options",
 ];
 
 /// Reads what both endpoints share. `logprobs` and the prompt are the endpoint's own.
-pub fn common(fields: &mut Fields) -> Result<Common, Refusal> {
-    let model = fields.take("model").required()?.string(512)?.unwrap_or_default();
-    if model.is_empty() {
-        return Err(invalid("model", "must not be empty"));
-    }
+/// `least_tokens`: the shortest answer that may be asked for.
+pub fn common(fields: &mut Fields, least_tokens: u32) -> Result<Common, Refusal> {
+    let model = model(fields.take("model"))?;
     let n = integer(fields.take("n"), 1, i128::from(limits::CHOICES))?.unwrap_or(1);
     let stream = fields.take("stream").boolean()?.unwrap_or(false);
     let common = Common {
         model,
         n,
-        max_tokens: max_tokens(fields)?,
+        max_tokens: max_tokens(fields, least_tokens)?,
         sampling: sampling(fields)?,
         seed: seed(fields.take("seed"))?,
         stop: stop(fields.take("stop"))?,
         ignore_eos: fields.take("ignore_eos").boolean()?.unwrap_or(false),
+        echo: false,
         stream,
         include_usage: include_usage(fields, stream)?,
         return_token_ids: fields.take("return_token_ids").boolean()?.unwrap_or(false),
@@ -107,15 +105,24 @@ pub fn common(fields: &mut Fields) -> Result<Common, Refusal> {
     Ok(common)
 }
 
+/// The name of a model.
+pub fn model(field: Field) -> Result<String, Refusal> {
+    let model = field.required()?.string(512)?.unwrap_or_default();
+    if model.is_empty() {
+        return Err(invalid("model", "must not be empty"));
+    }
+    Ok(model)
+}
+
 /// An integer that fits 32 bits.
 pub fn integer(field: Field, min: i128, max: i128) -> Result<Option<u32>, Refusal> {
     Ok(field.integer_in(min..=max)?.and_then(|number| u32::try_from(number).ok()))
 }
 
 /// `max_tokens`, or its newer name; both only if they agree.
-fn max_tokens(fields: &mut Fields) -> Result<Option<(u32, &'static str)>, Refusal> {
+fn max_tokens(fields: &mut Fields, least: u32) -> Result<Option<(u32, &'static str)>, Refusal> {
     let max = i128::from(limits::CONTEXT_TOKENS);
-    let old = integer(fields.take("max_tokens"), 1, max)?;
+    let old = integer(fields.take("max_tokens"), least.into(), max)?;
     let new = integer(fields.take("max_completion_tokens"), 1, max)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => {
@@ -127,7 +134,7 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<(u32, &'static str)>, Refusa
     }
 }
 
-fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {
+pub fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {
     let penalty = |field: Field| Ok::<f32, Refusal>(field.number_in(-2.0..=2.0)?.unwrap_or(0.0) as f32);
     let presence_penalty = penalty(fields.take("presence_penalty"))?;
     let frequency_penalty = penalty(fields.take("frequency_penalty"))?;
@@ -158,7 +165,7 @@ fn positive(field: Field, max: f64) -> Result<Option<f32>, Refusal> {
 }
 
 /// Signed and unsigned 64-bit seeds are the same 64 bits.
-fn seed(field: Field) -> Result<Option<u64>, Refusal> {
+pub fn seed(field: Field) -> Result<Option<u64>, Refusal> {
     let number = field.integer_in(i128::from(i64::MIN)..=i128::from(u64::MAX))?;
     Ok(number.map(|number| number as u64))
 }
@@ -177,7 +184,7 @@ fn logit_bias(field: Field) -> Result<Vec<(u32, f32)>, Refusal> {
     Ok(biases)
 }
 
-fn stop(field: Field) -> Result<Vec<String>, Refusal> {
+pub fn stop(field: Field) -> Result<Vec<String>, Refusal> {
     let texts = match field.is_string() || !field.present() {
         true => vec![field],
         false => field.array(limits::STOP_STRINGS)?.unwrap_or_default(),
@@ -197,7 +204,8 @@ fn stop(field: Field) -> Result<Vec<String>, Refusal> {
 fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, Refusal> {
     let Some(mut options) = fields.take("stream_options").object()? else { return Ok(false) };
     let include = options.take("include_usage").boolean()?.unwrap_or(false);
-    options.finish(&["include_obfuscation", "continuous_usage_stats"])?;
+    options.take("include_obfuscation").only_false("true is not supported by this server")?;
+    options.finish(&["continuous_usage_stats"])?;
     if !stream {
         return Err(invalid("stream_options", "is only allowed with `stream`: true"));
     }
@@ -207,17 +215,10 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, Refusal> {
 /// Parameters of which only the value that changes nothing is supported; `user` and `metadata` are
 /// the client's own notes: checked, then dropped.
 fn without_effect(fields: &mut Fields) -> Result<(), Refusal> {
-    fields.take("user").string(4_096)?;
-    for (name, value) in fields.take("metadata").entries(16)? {
-        let path = value.path().to_owned();
-        if name.chars().count() > 64 {
-            return Err(invalid(&path, "has a name of more than 64 characters"));
-        }
-        if value.required()?.string(2_048)?.is_some_and(|text| text.chars().count() > 512) {
-            return Err(invalid(&path, "has more than 512 characters"));
-        }
-    }
+    hints(fields)?;
+    metadata(fields.take("metadata"))?;
     only(fields.take("service_tier"), &["auto", "default"])?;
+    only(fields.take("verbosity"), &["medium"])?;
     fields.take("store").only_false("true is not supported: this server keeps nothing")?;
     if let Some(mut format) = fields.take("response_format").object()? {
         only(format.take("type").required()?, &["text"])?;
@@ -230,8 +231,44 @@ fn without_effect(fields: &mut Fields) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The client's notes on itself, and hints of which any value is right for this server. Gives them back.
+pub fn hints(fields: &mut Fields) -> Result<Vec<(&'static str, Option<String>)>, Refusal> {
+    let mut hints = Vec::new();
+    for name in ["user", "safety_identifier", "prompt_cache_key"] {
+        hints.push((name, fields.take(name).string(limits::NOTE_BYTES)?));
+    }
+    let retention = one_of(fields.take("prompt_cache_retention"), &["in_memory", "24h"])?;
+    hints.push(("prompt_cache_retention", retention));
+    Ok(hints)
+}
+
+/// One of these words, or nothing.
+pub fn one_of(field: Field, words: &[&str]) -> Result<Option<String>, Refusal> {
+    let path = field.path().to_owned();
+    match field.string(limits::HTTP_BODY_BYTES)? {
+        Some(word) if !words.contains(&word.as_str()) => {
+            Err(invalid(&path, format!("is \"{}\"; it must be one of {words:?}", clip(&word))))
+        }
+        word => Ok(word),
+    }
+}
+
+/// The client's notes on a request, within OpenAI's bounds.
+pub fn metadata(field: Field) -> Result<(), Refusal> {
+    for (name, value) in field.entries(16)? {
+        let path = value.path().to_owned();
+        if name.chars().count() > 64 {
+            return Err(invalid(&path, "has a name of more than 64 characters"));
+        }
+        if value.required()?.string(2_048)?.is_some_and(|text| text.chars().count() > 512) {
+            return Err(invalid(&path, "has more than 512 characters"));
+        }
+    }
+    Ok(())
+}
+
 /// Of a parameter with several values, those that mean what this server does anyway.
-fn only(field: Field, allowed: &[&str]) -> Result<(), Refusal> {
+pub fn only(field: Field, allowed: &[&str]) -> Result<(), Refusal> {
     let path = field.path().to_owned();
     if field.is_object() {
         // The longer form of a choice that is not supported.

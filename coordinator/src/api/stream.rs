@@ -1,13 +1,15 @@
-//! Answers: the choices of a request generated together, sent whole or as server-sent events.
+//! Answers: the choices of a request generated together, collected whole or sent as server-sent events.
 //!
-//! Must never let one client's slowness reach another: what waits for a client is bounded in number and time.
+//! Must never let one client's slowness reach another: what waits for a client is bounded in number and
+//! time. Must never know what an endpoint's answers look like: a `Script` writes them.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use caravan_core::error::Refusal;
@@ -15,17 +17,17 @@ use caravan_core::limits;
 use caravan_core::request::GenerateEvent;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{self, BoxStream, SelectAll, StreamExt};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::answer::{ChoiceText, Piece, Turn};
-use super::errors::{ApiError, json_response};
+use super::errors::ApiError;
 use super::job::Job;
 use super::metrics::Metrics;
 use super::requests::Ticket;
-use super::shape::{Envelope, Shape, Usage};
+use super::shape::Usage;
 use super::{App, Waits};
 
 /// What happened to an answer.
@@ -41,6 +43,8 @@ struct Choice {
     text: ChoiceText,
     cancel: AbortHandle,
     open: bool,
+    /// Ends with the echo of its prompt.
+    echo_only: bool,
 }
 
 /// Events of all choices; `None` marks the end of a choice's stream.
@@ -50,6 +54,8 @@ type Events = SelectAll<BoxStream<'static, (usize, Option<GenerateEvent>)>>;
 pub struct Answer {
     events: Events,
     choices: Vec<Choice>,
+    /// What was found with an earlier event and is still to be told.
+    ready: VecDeque<Progress>,
     usage: Usage,
     ticket: Ticket,
     metrics: Metrics,
@@ -69,22 +75,46 @@ impl Answer {
             let tagged = tokens.map(Some).chain(stream::once(async { None }));
             events.push(tagged.map(move |event| (index, event)).boxed());
             let text = ChoiceText::new(job.text.clone(), job.common.stop.clone(), keep_tokens);
-            choices.push(Choice { text, cancel, open: true });
+            let text = if job.common.echo { text.echoing(record.prompt.clone()) } else { text };
+            let echo_only = job.common.max_tokens.is_some_and(|(most, _)| most == 0);
+            choices.push(Choice { text, cancel, open: true, echo_only });
         }
         let usage = Usage { prompt: job.prompt_tokens, completion: 0 };
         app.metrics.prompt_tokens.inc_by(job.prompt_tokens);
-        Ok(Answer { events, choices, usage, ticket, metrics: app.metrics.clone(), started: Instant::now() })
+        let (ready, metrics) = (VecDeque::new(), app.metrics.clone());
+        Ok(Answer { events, choices, ready, usage, ticket, metrics, started: Instant::now() })
     }
 
     /// The next thing to tell the client; `None` once every choice has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Progress> {
-        while self.choices.iter().any(|choice| choice.open) {
-            let Some((index, event)) = self.events.next().await else { return Some(lost()) };
-            if let Some(progress) = self.handle(index, event) {
+        loop {
+            if let Some(progress) = self.ready.pop_front() {
                 return Some(progress);
             }
+            if !self.choices.iter().any(|choice| choice.open) {
+                return None;
+            }
+            let Some((index, event)) = self.events.next().await else { return Some(lost()) };
+            self.open_text(index, event.as_ref());
+            let progress = self.handle(index, event);
+            self.ready.extend(progress);
         }
-        None
+    }
+
+    /// Shows the echo of a prompt, once something is known of its answer.
+    fn open_text(&mut self, index: usize, event: Option<&GenerateEvent>) {
+        if !matches!(event, Some(GenerateEvent::Token(_) | GenerateEvent::Finished(_))) {
+            return;
+        }
+        let Some(choice) = self.choices.get_mut(index).filter(|choice| choice.open) else { return };
+        let Some(piece) = choice.text.opening() else { return };
+        if choice.echo_only {
+            choice.open = false;
+            choice.cancel.abort();
+            self.ready.push_back(Progress::Done(index, piece, "length"));
+        } else {
+            self.ready.push_back(Progress::Text(index, piece));
+        }
     }
 
     fn handle(&mut self, index: usize, event: Option<GenerateEvent>) -> Option<Progress> {
@@ -129,44 +159,67 @@ fn overdue() -> Refusal {
     Refusal::cluster("deadline_exceeded", limits::RETRY_AFTER_MS, message)
 }
 
-/// Answers a job, streamed or whole.
-pub async fn respond(app: &App, job: Job, shape: impl Shape) -> Result<Response, ApiError> {
-    let answer = Answer::start(app, &job)?;
-    if job.common.stream {
-        respond_stream(app, job, answer, shape).await
-    } else {
-        respond_whole(job, answer, shape).await
+/// How an endpoint writes a stream: what happens goes in, frames come out.
+pub trait Script: Send + Sync + 'static {
+    /// Before anything else, once the answer has begun.
+    fn begin(&mut self) -> Vec<Bytes>;
+    /// After `Failed` nothing else comes.
+    fn progress(&mut self, progress: Progress) -> Vec<Bytes>;
+    /// Every choice has ended well.
+    fn end(&mut self, usage: Usage) -> Vec<Bytes>;
+    /// Says that the server is alive while nothing is due.
+    fn idle(&self) -> Bytes {
+        Bytes::from_static(b": waiting\n\n")
     }
 }
 
-async fn respond_whole(job: Job, mut answer: Answer, shape: impl Shape) -> Result<Response, ApiError> {
+/// A frame without a name.
+pub fn data(value: &Value) -> Bytes {
+    Bytes::from(format!("data: {value}\n\n"))
+}
+
+/// A frame with a name, which is the body's `type` too.
+pub fn event(kind: &str, value: &Value) -> Bytes {
+    Bytes::from(format!("event: {kind}\ndata: {value}\n\n"))
+}
+
+/// A whole choice, and its `finish_reason`.
+#[derive(Debug)]
+pub struct Whole {
+    pub piece: Piece,
+    pub reason: &'static str,
+}
+
+/// Waits for the end of every choice, and tells of what happens on the way.
+pub async fn follow(mut answer: Answer, mut tell: impl FnMut(Progress)) -> Result<Usage, ApiError> {
     let idle = Duration::from_millis(limits::REQUEST_DEADLINE_MS);
-    let mut pieces = vec![Piece::default(); job.records.len()];
-    let mut reasons = vec!["stop"; job.records.len()];
     while let Some(progress) = timeout(idle, answer.next()).await.map_err(|_| overdue())? {
         match progress {
-            Progress::Text(index, piece) => pieces[index].append(piece),
-            Progress::Done(index, piece, reason) => {
-                pieces[index].append(piece);
-                reasons[index] = reason;
-            }
             Progress::Failed(refusal) => return Err(refusal.into()),
+            progress => tell(progress),
         }
     }
-    let choices = pieces.iter().zip(reasons).enumerate();
-    let choices = choices.map(|(index, (piece, reason))| shape.whole(index, piece, reason)).collect();
-    let mut body = job.envelope.wrap(shape.object(false), choices);
-    body["usage"] = answer.usage.json();
-    Ok(json_response(StatusCode::OK, &body, None))
+    Ok(answer.usage)
 }
 
-/// The first event decides between a stream and an error status, if it comes soon.
-async fn respond_stream(
-    app: &App,
-    job: Job,
-    mut answer: Answer,
-    shape: impl Shape,
-) -> Result<Response, ApiError> {
+/// Waits for the end of every choice.
+pub async fn collect(answer: Answer) -> Result<(Vec<Whole>, Usage), ApiError> {
+    let whole = |_| Whole { piece: Piece::default(), reason: "stop" };
+    let mut all: Vec<Whole> = (0..answer.choices.len()).map(whole).collect();
+    let usage = follow(answer, |progress| match progress {
+        Progress::Text(index, piece) => all[index].piece.append(piece),
+        Progress::Done(index, piece, reason) => {
+            all[index].piece.append(piece);
+            all[index].reason = reason;
+        }
+        Progress::Failed(_) => {}
+    })
+    .await?;
+    Ok((all, usage))
+}
+
+/// Streams an answer. The first event decides between a stream and an error status, if it comes soon.
+pub async fn stream(app: &App, mut answer: Answer, script: impl Script) -> Result<Response, ApiError> {
     let wait = Duration::from_millis(app.waits.first_event_ms);
     let first = match timeout(wait, answer.next()).await {
         Ok(Some(Progress::Failed(refusal))) => return Err(refusal.into()),
@@ -174,14 +227,8 @@ async fn respond_stream(
         Err(_) => None,
     };
     let (frames, receiver) = mpsc::channel(limits::SSE_FRAMES);
-    let writer = Writer {
-        frames,
-        envelope: job.envelope,
-        shape: Box::new(shape),
-        include_usage: job.common.include_usage,
-        waits: app.waits,
-    };
-    tokio::spawn(writer.run(answer, job.records.len(), first));
+    let writer = Writer { frames, script: Box::new(script), waits: app.waits };
+    tokio::spawn(writer.run(answer, first));
     Ok(sse_response(Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>))))
 }
 
@@ -201,51 +248,38 @@ struct Gone;
 /// Turns an answer into frames, in a task of its own, which ends with the client.
 struct Writer {
     frames: mpsc::Sender<Bytes>,
-    envelope: Envelope,
-    shape: Box<dyn Shape>,
-    include_usage: bool,
+    script: Box<dyn Script>,
     waits: Waits,
 }
 
 impl Writer {
-    async fn run(self, mut answer: Answer, choices: usize, first: Option<Progress>) {
-        if self.write(&mut answer, choices, first).await.is_err() {
-            tracing::debug!(request = %self.envelope.id, "the client went away");
+    async fn run(mut self, mut answer: Answer, first: Option<Progress>) {
+        if self.write(&mut answer, first).await.is_err() {
+            tracing::debug!("a client went away before its answer was complete");
         }
     }
 
-    async fn write(
-        &self,
-        answer: &mut Answer,
-        choices: usize,
-        mut first: Option<Progress>,
-    ) -> Result<(), Gone> {
-        for index in 0..choices {
-            if let Some(choice) = self.shape.opening(index) {
-                self.chunk(choice).await?;
-            }
-        }
+    async fn write(&mut self, answer: &mut Answer, mut first: Option<Progress>) -> Result<(), Gone> {
+        let opening = self.script.begin();
+        self.send_all(opening).await?;
         loop {
             let progress = match first.take() {
                 Some(progress) => Some(progress),
                 None => self.await_progress(answer).await?,
             };
-            match progress {
-                Some(Progress::Text(index, piece)) => self.chunk(self.shape.delta(index, &piece)).await?,
-                Some(Progress::Done(index, piece, reason)) => self.done(index, piece, reason).await?,
-                Some(Progress::Failed(refusal)) => return self.data(&ApiError::from(refusal).body()).await,
-                None => break,
+            let Some(progress) = progress else { break };
+            let failed = matches!(progress, Progress::Failed(_));
+            let frames = self.script.progress(progress);
+            self.send_all(frames).await?;
+            if failed {
+                return Ok(());
             }
         }
-        if self.include_usage {
-            let mut chunk = self.envelope.wrap(self.shape.object(true), Vec::new());
-            chunk["usage"] = answer.usage.json();
-            self.data(&chunk).await?;
-        }
-        self.send(Bytes::from_static(b"data: [DONE]\n\n")).await
+        let closing = self.script.end(answer.usage);
+        self.send_all(closing).await
     }
 
-    /// The next progress, with a comment now and then while there is none.
+    /// The next progress, with a sign of life now and then while there is none.
     async fn await_progress(&self, answer: &mut Answer) -> Result<Option<Progress>, Gone> {
         let overdue_at = Instant::now() + Duration::from_millis(limits::REQUEST_DEADLINE_MS);
         loop {
@@ -255,31 +289,17 @@ impl Writer {
                 progress = timeout_at(pause.min(overdue_at), answer.next()) => match progress {
                     Ok(progress) => return Ok(progress),
                     Err(_) if Instant::now() >= overdue_at => return Ok(Some(Progress::Failed(overdue()))),
-                    Err(_) => self.send(Bytes::from_static(b": waiting\n\n")).await?,
+                    Err(_) => self.send(self.script.idle()).await?,
                 },
             }
         }
     }
 
-    /// Held-back text first, then a chunk that only ends the choice.
-    async fn done(&self, index: usize, mut piece: Piece, reason: &str) -> Result<(), Gone> {
-        if !piece.text.is_empty() {
-            self.chunk(self.shape.delta(index, &piece)).await?;
-            piece = Piece::default();
+    async fn send_all(&self, frames: Vec<Bytes>) -> Result<(), Gone> {
+        for frame in frames {
+            self.send(frame).await?;
         }
-        self.chunk(self.shape.last(index, &piece, reason)).await
-    }
-
-    async fn chunk(&self, choice: Value) -> Result<(), Gone> {
-        let mut chunk = self.envelope.wrap(self.shape.object(true), vec![choice]);
-        if self.include_usage {
-            chunk["usage"] = json!(null);
-        }
-        self.data(&chunk).await
-    }
-
-    async fn data(&self, value: &Value) -> Result<(), Gone> {
-        self.send(Bytes::from(format!("data: {value}\n\n"))).await
+        Ok(())
     }
 
     async fn send(&self, frame: Bytes) -> Result<(), Gone> {

@@ -57,27 +57,28 @@ impl Detokenizer {
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
-    found: bool,
+    /// Place of the one that was found.
+    found: Option<usize>,
 }
 
 impl StopMatcher {
     /// Empty stop strings are left out: they would stop before the first character.
     pub fn new(mut stops: Vec<String>) -> StopMatcher {
         stops.retain(|stop| !stop.is_empty());
-        StopMatcher { stops, held: String::new(), found: false }
+        StopMatcher { stops, held: String::new(), found: None }
     }
 
     /// Text that may be shown, and whether a stop string was found (nothing is shown after it).
     pub fn push(&mut self, text: &str) -> (String, bool) {
-        if self.found {
+        if self.found.is_some() {
             return (String::new(), true);
         }
         if self.stops.is_empty() {
             return (text.to_owned(), false);
         }
         self.held.push_str(text);
-        if let Some(start) = self.first_stop() {
-            self.found = true;
+        if let Some((start, stop)) = self.first_stop() {
+            self.found = Some(stop);
             let mut shown = std::mem::take(&mut self.held);
             shown.truncate(start);
             return (shown, true);
@@ -91,13 +92,18 @@ impl StopMatcher {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the stop string that is complete first begins.
-    fn first_stop(&self) -> Option<usize> {
-        let found = self.stops.iter().filter_map(|stop| {
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|at| self.stops.get(at)).map(String::as_str)
+    }
+
+    /// Where the stop string that is complete first begins, and its place in the list.
+    fn first_stop(&self) -> Option<(usize, usize)> {
+        let found = self.stops.iter().enumerate().filter_map(|(at, stop)| {
             let start = self.held.find(stop.as_str())?;
-            Some((start + stop.len(), start))
+            Some((start + stop.len(), start, at))
         });
-        found.min().map(|(_, start)| start)
+        found.min().map(|(_, start, at)| (start, at))
     }
 
     /// How much of the held text can't be part of a stop string that is yet to come.

@@ -9,20 +9,32 @@ use serde_json::{Value, json};
 use super::fake::speaking;
 use super::{Reply, chat, get, post, post_bytes, send};
 
-/// One case a line: `chat` or `completions` holds fields that are laid over a good request (`"-"`
-/// takes a field away), or `raw` is the body itself; `status` is 400 unless given.
+/// One case a line: the name of an endpoint holds fields that are laid over a good request (`"-"`
+/// takes a field away), or `raw` is the body itself of a chat; `status` is 400 unless given.
 const CASES: &str = include_str!("bad_input.jsonl");
+
+/// Endpoints by the names that cases use, with a good request each.
+pub fn good() -> Vec<(&'static str, &'static str, Value)> {
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    vec![
+        ("chat", "/v1/chat/completions", chat("hi", json!({}))),
+        ("completions", "/v1/completions", json!({"model": "tiny", "prompt": "hi"})),
+        ("responses", "/v1/responses", json!({"model": "tiny", "input": "hi"})),
+        ("messages", "/v1/messages", json!({"model": "tiny", "messages": messages, "max_tokens": 8})),
+        ("count_tokens", "/v1/messages/count_tokens", json!({"model": "tiny", "messages": messages})),
+        ("tokenize", "/tokenize", json!({"model": "tiny", "prompt": "hi"})),
+        ("detokenize", "/detokenize", json!({"model": "tiny", "tokens": [104, 105]})),
+    ]
+}
 
 fn body_of(case: &Value) -> (&'static str, String) {
     if let Some(raw) = case["raw"].as_str() {
         return ("/v1/chat/completions", raw.to_owned());
     }
-    let (path, mut body, more) = match case.get("chat") {
-        Some(more) => ("/v1/chat/completions", chat("hi", json!({})), more),
-        None => ("/v1/completions", json!({"model": "tiny", "prompt": "hi"}), &case["completions"]),
-    };
+    let endpoint = good().into_iter().find(|(name, ..)| case.get(name).is_some());
+    let (name, path, mut body) = endpoint.unwrap_or_else(|| panic!("no endpoint: {case}"));
     let fields = body.as_object_mut().unwrap();
-    for (name, value) in more.as_object().unwrap() {
+    for (name, value) in case[name].as_object().unwrap() {
         if value == "-" {
             fields.remove(name);
         } else {
@@ -36,8 +48,15 @@ fn check(reply: &Reply, status: u64, param: &Value, code: &str, case: &str) {
     assert_eq!(u64::from(reply.status.as_u16()), status, "{case}: {}", reply.text);
     let body = reply.json();
     let error = &body["error"];
-    assert_eq!(body.as_object().unwrap().len(), 1, "{case}");
-    assert_eq!(error["type"], "invalid_request_error", "{case}");
+    let kind = error["type"].as_str().unwrap();
+    if body.get("type").is_some() {
+        // Anthropic's shape.
+        assert_eq!((&body["type"], body.as_object().unwrap().len()), (&json!("error"), 2), "{case}");
+        assert!(["invalid_request_error", "not_found_error"].contains(&kind), "{case}");
+    } else {
+        assert_eq!(body.as_object().unwrap().len(), 1, "{case}");
+        assert_eq!(kind, "invalid_request_error", "{case}");
+    }
     assert_eq!((&error["param"], &error["code"]), (param, &json!(code)), "{case}: {body}");
     let message = error["message"].as_str().unwrap();
     assert!(!message.is_empty() && message.len() < 600, "{case}: {message}");

@@ -5,10 +5,15 @@
 mod admin;
 mod answers;
 mod bad_input;
+mod completions;
 mod fake;
 mod health;
+mod messages;
+mod openapi;
+mod responses;
 mod sockets;
 mod streams;
+mod tokenize;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -37,6 +42,21 @@ impl Reply {
             .map(|frame| {
                 assert!(!frame.contains('\n'), "a frame of several lines: {frame:?}");
                 frame.strip_prefix("data: ").expect("a data frame").to_owned()
+            })
+            .collect()
+    }
+
+    /// The typed events of a finished stream; their names are those of their bodies.
+    pub fn events(&self) -> Vec<Value> {
+        assert!(self.text.ends_with("\n\n"), "an unfinished frame: {:?}", self.text);
+        let frames = self.text.trim_end_matches('\n').split("\n\n");
+        frames
+            .filter(|frame| !frame.starts_with(':'))
+            .map(|frame| {
+                let (name, data) = frame.split_once('\n').expect("a named frame");
+                let body: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+                assert_eq!(name.strip_prefix("event: "), body["type"].as_str(), "{frame}");
+                body
             })
             .collect()
     }
