@@ -220,6 +220,41 @@ pub const LOG_BATCH_BYTES: usize = 8 << 20;
 pub const LOG_COMMITTED_FLUSH_MS: u64 = 100;
 pub const LOG_CACHE_BYTES: usize = 32 << 20;
 
+// Store
+/// Of one response with its input and output, and of one upload.
+pub const OBJECT_BYTES: u64 = 32 << 20;
+/// A larger body is sent ahead in chunks of this size.
+pub const STORE_CHUNK_BYTES: usize = 256 << 10;
+pub const ITEMS_PER_RESPONSE: usize = 4_096;
+/// Of one answer: its items, and their bytes.
+pub const OUTPUT_ITEMS: u64 = 128;
+pub const OUTPUT_BYTES: u64 = 8 << 20;
+pub const CONVERSATION_ITEMS: u64 = 16_384;
+pub const CONVERSATION_BYTES: u64 = 64 << 20;
+/// Metadata of a conversation, as JSON.
+pub const METADATA_BYTES: usize = 16 << 10;
+pub const OBJECT_ID_BYTES: usize = 64;
+pub const TENANT_BYTES: usize = 64;
+pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// How long an idempotency key makes the same object.
+pub const IDEMPOTENCY_MS: u64 = 24 * 3_600_000;
+/// How long a response lives after it was over, and a conversation after it was used.
+pub const RETENTION_MS: u64 = 30 * 24 * 3_600_000;
+/// Bytes of all stored objects together; beyond it the oldest go.
+pub const STORE_BYTES: u64 = 8 << 30;
+/// Objects that one command removes at most.
+pub const EXPIRE_PER_COMMAND: usize = 256;
+/// How long the chunks of an object that never came are kept.
+pub const UPLOAD_MS: u64 = 600_000;
+/// Answers that are not over, over all tenants.
+pub const RUNS_UNFINISHED: u64 = 10_000;
+pub const API_KEYS: u64 = 4_096;
+pub const KEY_NAME_BYTES: usize = 128;
+/// Rows of one page of a list.
+pub const PAGE_ITEMS: usize = 100;
+/// Rows read at a time while many are removed.
+pub const STORE_SCAN_ROWS: usize = 1_024;
+
 // Model files
 pub const GGUF_METADATA_ENTRIES: u64 = 4_096;
 pub const GGUF_TENSORS: u64 = 65_536;
