@@ -38,7 +38,7 @@ pub const READY_WAIT_MS: u64 = 5_000;
 /// still gets its own status.
 pub const FIRST_EVENT_MS: u64 = 1_000;
 /// Of an id that a client sends.
-pub const OBJECT_ID_BYTES: usize = 256;
+pub const CLIENT_ID_BYTES: usize = 256;
 /// Of a client's own note on a request: `user` and the like.
 pub const NOTE_BYTES: usize = 4_096;
 pub const CHOICES: u32 = 16;

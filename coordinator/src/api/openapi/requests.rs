@@ -162,13 +162,13 @@ fn response_item() -> Value {
         optional("type", word(&["message"])),
         required("role", word(&["system", "developer", "user", "assistant"])),
         required("content", one_of(vec![string(), list(part, 1, limits::CONTENT_PARTS)])),
-        optional("id", short(limits::OBJECT_ID_BYTES)),
+        optional("id", short(limits::CLIENT_ID_BYTES)),
         optional("status", status()),
         optional("phase", word(&["commentary", "final_answer"])),
     ]);
     let reasoning = object(vec![
         required("type", word(&["reasoning"])),
-        optional("id", short(limits::OBJECT_ID_BYTES)),
+        optional("id", short(limits::CLIENT_ID_BYTES)),
         optional("status", status()),
         optional("summary", list(text_part(&["summary_text"]), 0, limits::CONTENT_PARTS)),
         optional("content", list(text_part(&["reasoning_text"]), 0, limits::CONTENT_PARTS)),

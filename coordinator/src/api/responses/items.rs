@@ -80,7 +80,7 @@ fn item(field: Field) -> Result<Item, Refusal> {
     let kind = fields.take("type");
     let kind_path = kind.path().to_owned();
     // Ids and states are the server's own words, sent back with what it put out.
-    fields.take("id").string(limits::OBJECT_ID_BYTES)?;
+    fields.take("id").string(limits::CLIENT_ID_BYTES)?;
     one_of(fields.take("status"), &["in_progress", "completed", "incomplete"])?;
     match kind.string(limits::HTTP_BODY_BYTES)?.as_deref() {
         None | Some("message") => message(fields),
