@@ -73,7 +73,9 @@ fn trained(pre_tokenizer: &Value, alphabet: bool) -> (Vec<String>, Value) {
         ),
         false => trainer.limit_alphabet(300),
     };
-    let texts: Vec<String> = by_hand().into_iter().chain(drawn().skip(5_000).take(1_500)).collect();
+    // Texts that write out what the file adds by itself would teach it as words, too.
+    let texts = by_hand().into_iter().chain(drawn().skip(5_000).take(1_500));
+    let texts: Vec<String> = texts.filter(|text| !text.contains('<')).collect();
     let mut trainer = TrainerWrapper::from(trainer.build());
     tokenizer.train(&mut trainer, texts.iter()).unwrap();
     let json: Value = serde_json::from_str(&tokenizer.to_string(false).unwrap()).unwrap();
@@ -93,10 +95,8 @@ fn added(id: usize, content: &str, special: bool, rstrip: bool) -> Value {
 fn file(first: &[&str], learned: (Vec<String>, Value), steps: [Value; 2], bytes: bool) -> Value {
     let (tokens, merges) = learned;
     let of_bytes = (0..=255u8).filter(|_| bytes).map(|byte| format!("<0x{byte:02X}>"));
-    let mut all: Vec<String> = first.iter().map(|token| (*token).to_owned()).chain(of_bytes).collect();
-    // What was learned may hold one of these, written out in a text.
-    let learned = tokens.into_iter().filter(|token| !all.contains(token)).collect::<Vec<_>>();
-    all.extend(learned);
+    let all: Vec<String> =
+        first.iter().map(|token| (*token).to_owned()).chain(of_bytes).chain(tokens).collect();
     let vocab: serde_json::Map<String, Value> =
         all.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
     let end = all.len();

@@ -13,8 +13,8 @@ pub(super) fn apply(state: &mut ClusterState, spec: &ModelSpec) -> Outcome {
             Outcome::Unchanged
         } else {
             Outcome::Refused(format!(
-                "the catalogue has a model {name} whose answers are others (weights {:?} with a KV cache in {}, not {:?} \
-                 in {}); use another name",
+                "the catalogue has a model {name} with other weights or another KV cache ({:?} with {}, not {:?} \
+                 with {}); use another name",
                 known.digest,
                 known.config.kv.name(),
                 spec.digest,
