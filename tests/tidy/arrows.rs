@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
 ];
 
 /// What `core` may use at all: nothing that has a clock, a socket, a file or a thread.
-const CORE: [&str; 3] = ["serde", "serde_json", "thiserror"];
+const CORE: [&str; 4] = ["postcard", "serde", "serde_json", "thiserror"];
 const CORE_TESTS: [&str; 1] = ["proptest"];
 
 /// Violations of one manifest. `folder`: of the crate, empty for the root.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::config::Described;
 use super::safetensors::Entry;
+use super::shards::Found;
 use super::{FolderError, Span, bad, shown};
 use crate::gguf::write::Listed;
 use crate::model::Family;
@@ -29,8 +30,6 @@ enum Role {
 }
 
 const OUTPUT: &str = "output.weight";
-
-type Found = (usize, Entry);
 
 /// The tensors in an order of ours: embedding, layers, head.
 pub(super) fn parts(described: &Described, entries: Vec<Found>) -> Result<Vec<Part>, FolderError> {

@@ -9,8 +9,11 @@ use super::safetensors::{self, Entry};
 use super::{Files, FolderError, INDEX, Shard, WEIGHTS, bad, shown};
 use crate::limits;
 
-/// The files, and every tensor with its file's index.
-pub(super) fn read(files: &mut Files) -> Result<(Vec<Shard>, Vec<(usize, Entry)>), FolderError> {
+/// A tensor with the index of its file.
+pub(super) type Found = (usize, Entry);
+
+/// The files, and every tensor.
+pub(super) fn read(files: &mut Files) -> Result<(Vec<Shard>, Vec<Found>), FolderError> {
     let index = match files.bytes(WEIGHTS)? {
         Some(_) => None,
         None => match files.optional(INDEX, limits::FOLDER_TABLE_BYTES)? {

@@ -81,7 +81,7 @@ fn refusal(files: &FilesByName) -> String {
         let spec = folder.gguf.spec("x", Digest([0; 32]), &digests(&folder), Digest([0; 32]));
         spec.map_err(|error| error.to_string())
     });
-    spec.err().expect("it was taken")
+    spec.expect_err("it was taken")
 }
 
 fn refused(files: &FilesByName, what: &str) {

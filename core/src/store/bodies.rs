@@ -32,7 +32,7 @@ pub(super) fn put_chunk<R: Rows + ?Sized>(
     if let Err(why) = super::check::id(&target.id).and_then(|()| super::check::tenant(&target.tenant)) {
         return Ok(StoreOutcome::Refused(Refused::Malformed(why)));
     }
-    if bytes.len() > limits::STORE_CHUNK_BYTES || part >= UPLOAD_PART {
+    if bytes.len() > limits::STORE_CHUNK_BYTES || part == UPLOAD_PART {
         let why = format!("a chunk has at most {} bytes", limits::STORE_CHUNK_BYTES);
         return Ok(StoreOutcome::Refused(Refused::Malformed(why)));
     }
