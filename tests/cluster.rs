@@ -17,6 +17,8 @@ mod exactness;
 mod families;
 #[path = "cluster/files.rs"]
 mod files;
+#[path = "cluster/fuzz.rs"]
+mod fuzz;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster/kills.rs"]
