@@ -6,6 +6,8 @@ import anthropic
 import pytest
 
 SAY = [{"role": "user", "content": "Name three colours."}]
+# The client of this version has no parameter of its own for it.
+GREEDY = {"extra_body": {"temperature": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def client(root_url):
 
 def test_message(client, model):
     message = client.messages.create(
-        model=model, max_tokens=12, system="Be short.", messages=SAY, temperature=0, extra_body={"seed": 7}
+        model=model, max_tokens=12, system="Be short.", messages=SAY, extra_body={"temperature": 0, "seed": 7}
     )
     assert message.content[0].type == "text"
     assert message.stop_reason in ("end_turn", "max_tokens")
@@ -28,8 +30,8 @@ def test_message(client, model):
 
 
 def test_stream(client, model):
-    whole = client.messages.create(model=model, max_tokens=12, messages=SAY, temperature=0)
-    with client.messages.stream(model=model, max_tokens=12, messages=SAY, temperature=0) as stream:
+    whole = client.messages.create(model=model, max_tokens=12, messages=SAY, **GREEDY)
+    with client.messages.stream(model=model, max_tokens=12, messages=SAY, **GREEDY) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == whole.content[0].text == final.content[0].text
@@ -39,10 +41,10 @@ def test_stream(client, model):
 
 
 def test_stop_sequence(client, model):
-    whole = client.messages.create(model=model, max_tokens=12, messages=SAY, temperature=0).content[0].text
+    whole = client.messages.create(model=model, max_tokens=12, messages=SAY, **GREEDY).content[0].text
     stop = whole[3:6]
     message = client.messages.create(
-        model=model, max_tokens=12, messages=SAY, temperature=0, stop_sequences=[stop]
+        model=model, max_tokens=12, messages=SAY, stop_sequences=[stop], **GREEDY
     )
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", stop)
     assert message.content[0].text == whole[: whole.index(stop)]
@@ -51,8 +53,8 @@ def test_stop_sequence(client, model):
 def test_async(root_url, model):
     async def ask():
         async with anthropic.AsyncAnthropic(base_url=root_url, api_key="none", timeout=60) as client:
-            message = await client.messages.create(model=model, max_tokens=5, messages=SAY, temperature=0)
-            async with client.messages.stream(model=model, max_tokens=5, messages=SAY, temperature=0) as stream:
+            message = await client.messages.create(model=model, max_tokens=5, messages=SAY, **GREEDY)
+            async with client.messages.stream(model=model, max_tokens=5, messages=SAY, **GREEDY) as stream:
                 return message, await stream.get_final_message()
 
     whole, streamed = asyncio.run(ask())
@@ -61,7 +63,7 @@ def test_async(root_url, model):
 
 def test_refusals(client, model):
     with pytest.raises(anthropic.BadRequestError) as error:
-        client.messages.create(model=model, max_tokens=5, messages=SAY, temperature=9)
+        client.messages.create(model=model, max_tokens=5, messages=SAY, extra_body={"temperature": 9})
     assert error.value.body["error"]["type"] == "invalid_request_error"
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(model="none", max_tokens=5, messages=SAY)
