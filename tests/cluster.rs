@@ -19,6 +19,8 @@ mod families;
 mod files;
 #[path = "cluster/folders.rs"]
 mod folders;
+#[path = "cluster/fuzz.rs"]
+mod fuzz;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster/kills.rs"]
