@@ -11,6 +11,8 @@ mod ask;
 mod bad_input;
 #[path = "cluster/consensus.rs"]
 mod consensus;
+#[path = "cluster/constrained.rs"]
+mod constrained;
 #[path = "cluster/exactness.rs"]
 mod exactness;
 #[path = "cluster/families.rs"]

@@ -4,7 +4,7 @@
 //! Must never hold logic.
 
 /// Version of the messages between nodes. Nodes of another version are refused with a clear error.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Version of the kernels' arithmetic; part of the numerics profile.
 pub const KERNEL_VERSION: &str = "i16-2";
 
@@ -62,6 +62,49 @@ pub const TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
 pub const TEMPLATE_RECURSION: usize = 64;
 /// Stack of the thread that renders: values can be nested as deep as the fuel allows.
 pub const TEMPLATE_STACK_BYTES: usize = 256 << 20;
+
+// Constraints: what an answer's text has to match
+pub const CONSTRAINT_BYTES: usize = 256 << 10;
+/// Brackets within brackets of a constraint's text.
+pub const CONSTRAINT_DEPTH: usize = 128;
+/// Control tokens that a constraint may name.
+pub const CONSTRAINT_TOKENS: usize = 64;
+/// Texts of which an answer is to be one.
+pub const CHOICE_TEXTS: usize = 1_024;
+/// Tools of one request, and tool calls of one message.
+pub const TOOLS: usize = 128;
+/// Descriptions and schemas of all tools of one request.
+pub const TOOLS_BYTES: usize = 192 << 10;
+/// Name and id of a tool call in a message.
+pub const TOOL_ID_BYTES: usize = 256;
+/// Calls that a grammar lets an answer make.
+pub const TOOL_CALLS: usize = 16;
+/// Lines of a grammar: its rules are followed by recursion.
+pub const CONSTRAINT_LINES: usize = 4_096;
+/// Symbols of a compiled grammar.
+pub const CONSTRAINT_SYMBOLS: usize = 100_000;
+/// Work of compiling the lexemes of a grammar; about 50,000 a millisecond.
+pub const CONSTRAINT_COMPILE_FUEL: u64 = 1_000_000;
+/// Work of the lexer for one token; about 14,000 a millisecond.
+pub const CONSTRAINT_TOKEN_FUEL: u64 = 100_000;
+/// Items of the parser for one token, and for one of its bytes.
+pub const CONSTRAINT_TOKEN_ITEMS: usize = 50_000;
+pub const CONSTRAINT_ROW_ITEMS: usize = 2_000;
+/// States of the lexer that one sequence may come to know; 1 to 2 kB each.
+pub const CONSTRAINT_STATES: usize = 10_000;
+/// Stack of the threads that compile and walk grammars: both are nested as deep as the text is long.
+pub const CONSTRAINT_STACK_BYTES: usize = 256 << 20;
+/// Of the reason why a constraint is refused.
+pub const CONSTRAINT_ERROR_BYTES: usize = 400;
+/// Constraints compiled at a time by one coordinator; others wait, and then get 503.
+pub const CONSTRAINTS_COMPILING: usize = 2;
+/// Constraints that a node remembers, compiled or found good.
+pub const CONSTRAINTS_KEPT: usize = 64;
+/// Threads of a last stage that find out which tokens are allowed.
+pub const MASK_THREADS: usize = 2;
+/// How long a step waits for what a constraint allows, over all its sequences; whoever is not ready
+/// then gets its token with a later step.
+pub const MASK_WAIT_MS: u64 = 5;
 
 // Tokenizer
 /// A longer run without a place to split is cut into parts of this size before pairs are merged.

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Fault;
+
 /// How the next token is chosen from the logits. Applied at the last stage, in the order of the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
@@ -26,8 +28,10 @@ pub struct Sampling {
     /// Key of the counter-based random numbers, with the position as the counter.
     pub seed: u64,
     /// `Some(n)`: report the chosen token's log-probability and the n most probable ones
-    /// (of the distribution after bias and penalties and before temperature).
+    /// (of the distribution after bias, penalties and constraint, and before temperature).
     pub logprobs: Option<u8>,
+    /// What the answer's text has to match: tokens that can't go on so take no part in the choice.
+    pub constraint: Option<Constraint>,
 }
 
 impl Default for Sampling {
@@ -43,8 +47,33 @@ impl Default for Sampling {
             min_p: 0.0,
             seed: 0,
             logprobs: None,
+            constraint: None,
         }
     }
+}
+
+/// What an answer's text has to match, as text. Gateway and last stage compile it with the same
+/// library and the same limits, so what one takes the other takes too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Constraint {
+    pub kind: ConstraintKind,
+    pub text: String,
+    /// Tokens that end the answer, allowed only where it is complete. Ascending, at least one.
+    pub ends: Vec<u32>,
+    /// Control tokens that the grammar may name; a client's own text may name none. Ascending.
+    pub control: Vec<u32>,
+}
+
+/// The language in which a constraint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ConstraintKind {
+    /// `lenient`: keywords that can't be enforced are passed over instead of refused.
+    JsonSchema {
+        lenient: bool,
+    },
+    Regex,
+    /// A context-free grammar in Lark's notation.
+    Lark,
 }
 
 /// One sequence to generate. An HTTP request with `n` choices makes `n` of these.
@@ -85,9 +114,24 @@ pub struct Sampled {
     pub top: Vec<TokenLogprob>,
 }
 
-/// What the last stage has for a sequence it was asked to sample from: a token, or why there is
-/// none. The latter ends this sequence and no other.
-pub type SampleOutcome = Result<Sampled, String>;
+/// What the last stage has for a sequence it was asked to sample from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SampleOutcome {
+    Token(Sampled),
+    /// What the constraint allows is not known yet: the same row is to be computed again, which
+    /// gives the same logits. Nobody else waits for it.
+    Later,
+    /// There is none, and would be none the next time: ends this sequence and no other.
+    Failed(SampleFault),
+}
+
+/// Why no token could be sampled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleFault {
+    /// The request's own (its constraint), or else the operator's (the weights).
+    pub fault: Fault,
+    pub why: String,
+}
 
 /// Why a sequence ended at the driver. (Stop strings are the gateway's, which has the text.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

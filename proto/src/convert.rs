@@ -3,9 +3,10 @@
 //! Must never panic on any input: these bytes come from the network.
 
 use bytes::Bytes;
+use caravan_core::error::Fault;
 use caravan_core::ids::Digest;
 use caravan_core::limits;
-use caravan_core::request::{SampleOutcome, Sampled, TokenLogprob};
+use caravan_core::request::{SampleFault, SampleOutcome, Sampled, TokenLogprob};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -53,24 +54,37 @@ impl From<Sampled> for wire::SampledToken {
                 .into_iter()
                 .map(|top| wire::TopLogprob { token: top.token, logprob: top.logprob })
                 .collect(),
-            failed: String::new(),
+            ..wire::SampledToken::default()
         }
     }
 }
 
-/// A sequence from which no token could be sampled, for the reason given. The caller sets `sequence`.
-pub fn sample_failed(mut why: String) -> wire::SampledToken {
-    why.truncate(why.floor_char_boundary(limits::SAMPLE_ERROR_BYTES));
-    wire::SampledToken { failed: why, ..wire::SampledToken::default() }
+/// What the last stage has for a sequence. The caller sets `sequence`.
+pub fn sampled_token(outcome: SampleOutcome) -> wire::SampledToken {
+    match outcome {
+        SampleOutcome::Token(sampled) => sampled.into(),
+        SampleOutcome::Later => wire::SampledToken { later: true, ..wire::SampledToken::default() },
+        SampleOutcome::Failed(SampleFault { fault, mut why }) => {
+            why.truncate(why.floor_char_boundary(limits::SAMPLE_ERROR_BYTES));
+            let client_fault = fault == Fault::Client;
+            wire::SampledToken { failed: why, client_fault, ..wire::SampledToken::default() }
+        }
+    }
 }
 
-/// What the last stage says of one sequence.
+/// The reverse of `sampled_token`.
 pub fn sample_outcome(token: wire::SampledToken) -> SampleOutcome {
+    if token.later {
+        return SampleOutcome::Later;
+    }
     if !token.failed.is_empty() {
-        return Err(sample_failed(token.failed).failed);
+        let fault = if token.client_fault { Fault::Client } else { Fault::Operator };
+        let mut why = token.failed;
+        why.truncate(why.floor_char_boundary(limits::SAMPLE_ERROR_BYTES));
+        return SampleOutcome::Failed(SampleFault { fault, why });
     }
     let top = token.top.into_iter();
-    Ok(Sampled {
+    SampleOutcome::Token(Sampled {
         token: token.token,
         logprob: token.logprob,
         top: top.map(|top| TokenLogprob { token: top.token, logprob: top.logprob }).collect(),

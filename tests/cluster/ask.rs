@@ -79,6 +79,32 @@ pub fn ask(http: &str, question: &Question, mut on_token: impl FnMut(usize)) -> 
     Err(format!("the stream ended without [DONE] after {} tokens", answer.tokens.len()))
 }
 
+/// Streams any request; every chunk of the answer. `on_chunk` is called with the number of chunks so far.
+pub fn chunks(url: &str, body: &Value, mut on_chunk: impl FnMut(usize)) -> Result<Vec<Value>, String> {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    let agent: ureq::Agent = config.timeout_global(Some(Duration::from_secs(300))).build().into();
+    let mut response = agent.post(url).send_json(body).map_err(|error| error.to_string())?;
+    if response.status().as_u16() != 200 {
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        return Err(format!("{}: {body}", response.status()));
+    }
+    let mut chunks: Vec<Value> = Vec::new();
+    for line in BufReader::new(response.body_mut().as_reader()).lines() {
+        let line = line.map_err(|error| format!("{error} after {} chunks", chunks.len()))?;
+        let Some(data) = line.strip_prefix("data: ") else { continue };
+        if data == "[DONE]" {
+            return Ok(chunks);
+        }
+        let chunk: Value = serde_json::from_str(data).map_err(|error| format!("{error}: {data}"))?;
+        if !chunk["error"].is_null() {
+            return Err(chunk["error"].to_string());
+        }
+        chunks.push(chunk);
+        on_chunk(chunks.len());
+    }
+    Err(format!("the stream ended without [DONE] after {} chunks", chunks.len()))
+}
+
 fn take(answer: &mut Answer, data: &str) -> Result<(), String> {
     let value: Value = serde_json::from_str(data).map_err(|error| format!("{error}: {data}"))?;
     if !value["error"].is_null() {

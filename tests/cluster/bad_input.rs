@@ -25,7 +25,7 @@ impl Drop for StopAtEnd<'_> {
 }
 
 /// Runs `trouble` beside canary streams, of which at least one is whole within it.
-fn beside_canaries(cluster: &Cluster, trouble: impl FnOnce()) {
+pub fn beside_canaries(cluster: &Cluster, trouble: impl FnOnce()) {
     let expected = ask(&cluster.http, &canary(), |_| {}).expect("undisturbed").answer;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -89,7 +89,18 @@ fn cases(model: &str) -> Vec<(&'static str, Vec<u8>, u16, Option<&'static str>)>
         ),
         ("long stop", chat(json!({"stop": stop})), 400, Some("stop")),
         ("unknown parameter", chat(json!({"temprature": 1})), 400, Some("temprature")),
-        ("unsupported parameter", chat(json!({"tools": [{"type": "function"}]})), 400, Some("tools")),
+        (
+            "a tool without a function",
+            chat(json!({"tools": [{"type": "function"}]})),
+            400,
+            Some("tools[0].function"),
+        ),
+        (
+            "unsupported parameter",
+            chat(json!({"guided_json": {}, "audio": {"voice": "x"}})),
+            400,
+            Some("audio"),
+        ),
         ("deep nesting", raw(&"[".repeat(100_000)), 400, None),
         ("bad logit bias", chat(json!({"logit_bias": {"999999999": 1}})), 400, Some("logit_bias.999999999")),
     ]

@@ -1,17 +1,18 @@
 //! The arrows between crates, read from their manifests.
 //!
 //! Must never allow what the design's house does not: core <- proto <- worker and coordinator,
-//! kernels <- worker, all <- the command line.
+//! core <- constraint <- worker and coordinator, kernels <- worker, all <- the command line.
 
 use toml::{Table, Value};
 
 /// A crate of the workspace and which crates of the workspace it may use.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("core", &[]),
+    ("constraint", &["caravan-core"]),
     ("kernels", &[]),
     ("proto", &["caravan-core"]),
-    ("worker", &["caravan-core", "caravan-proto", "caravan-kernels"]),
-    ("coordinator", &["caravan-core", "caravan-proto"]),
+    ("worker", &["caravan-core", "caravan-constraint", "caravan-proto", "caravan-kernels"]),
+    ("coordinator", &["caravan-core", "caravan-constraint", "caravan-proto"]),
     ("", &["caravan-core", "caravan-proto", "caravan-worker", "caravan-coordinator"]),
 ];
 

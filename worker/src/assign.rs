@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use caravan_core::model::{ModelConfig, TensorSpec};
+use caravan_core::model::{ModelConfig, Place, TensorSpec, TensorType};
 use caravan_core::plan::Slice;
 use caravan_proto::{WireError, unpack, wire};
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use crate::compute::Compute;
 use crate::edges::{self, Target};
 use crate::engine::{Engine, Held};
 use crate::fetch::{self, Stop};
+use crate::masks::{Grammars, Masks};
 use crate::slice::SliceSpec;
 use crate::stages::{Cause, End, Phase, StageCell, Stages};
 use crate::steps::Shape;
@@ -30,6 +31,9 @@ struct Task {
     model: String,
     spec: SliceSpec,
     shape: Shape,
+    /// The model file's header, to be fetched with the tensors: a worker that is not the last stage
+    /// now may be the next time, and then there is no time to fetch it.
+    header: Option<TensorSpec>,
     sources: Vec<String>,
     target: Target,
 }
@@ -39,6 +43,7 @@ pub struct Assigner<C: Compute> {
     stages: Arc<Stages>,
     cache: Arc<BlobCache>,
     engine: Engine<C>,
+    masks: Masks,
     /// Where others reach this worker: no source for itself.
     own_addr: String,
     newest: watch::Sender<Arc<Work>>,
@@ -48,11 +53,18 @@ pub struct Assigner<C: Compute> {
 }
 
 impl<C: Compute> Assigner<C> {
-    pub fn new(stages: Arc<Stages>, cache: Arc<BlobCache>, engine: Engine<C>, own_addr: String) -> Self {
+    pub fn new(
+        stages: Arc<Stages>,
+        cache: Arc<BlobCache>,
+        engine: Engine<C>,
+        masks: Masks,
+        own_addr: String,
+    ) -> Self {
         Assigner {
             stages,
             cache,
             engine,
+            masks,
             own_addr,
             newest: watch::Sender::new(Arc::new(Work { parts: Vec::new() })),
             pool: Mutex::new(Vec::new()),
@@ -147,20 +159,23 @@ impl<C: Compute> Assigner<C> {
         {
             // One stage at a time, so that two never write the same blob.
             let _turn = turns.fetch.lock().await;
-            fetch::ensure(&self.cache, cell, &task.spec.tensors, &task.sources).await.map_err(|stop| {
-                match stop {
-                    Stop::Ended(end) => end,
-                    Stop::Disk(_) => unfit(stop.to_string()),
-                }
+            let blobs = [task.spec.tensors.as_slice(), task.header.as_slice()].concat();
+            fetch::ensure(&self.cache, cell, &blobs, &task.sources).await.map_err(|stop| match stop {
+                Stop::Ended(end) => end,
+                Stop::Disk(_) => unfit(stop.to_string()),
             })?;
         }
+        let grammars = task.header.filter(|_| task.shape.last).map(|header| Grammars {
+            masks: self.masks.clone(),
+            words: self.masks.words(header.digest, self.cache.path(header.digest)),
+        });
         let _turn = turns.load.lock().await;
         if let Some(end) = cell.end() {
             return Err(end);
         }
         let held = self.load(cell, task.model, task.spec).await?;
         self.engine
-            .open(cell.clone(), held, task.shape)
+            .open(cell.clone(), held, task.shape, grammars)
             .await
             .map_err(|stopped| unfit(stopped.to_string()))?;
         Ok(task.target)
@@ -191,6 +206,7 @@ impl<C: Compute> Assigner<C> {
             model: assignment.model.clone(),
             spec: SliceSpec { config, slice, tensors, kv_pages, page_tokens },
             shape,
+            header: header_blob(assignment)?,
             sources,
             target,
         })
@@ -261,6 +277,22 @@ struct Turns {
     load: tokio::sync::Mutex<()>,
     /// Stages that are not loaded (or given up) yet.
     left: watch::Sender<usize>,
+}
+
+/// The header as a blob among tensors; only its digest and length count.
+fn header_blob(assignment: &wire::Assignment) -> Result<Option<TensorSpec>, WireError> {
+    if assignment.header.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(TensorSpec {
+        name: "header".to_owned(),
+        dims: Vec::new(),
+        kind: TensorType::F32,
+        place: Place::Head,
+        offset: 0,
+        bytes: assignment.header_bytes,
+        digest: caravan_proto::digest(&assignment.header)?,
+    }))
 }
 
 fn overlap(a: Slice, b: Slice) -> u32 {

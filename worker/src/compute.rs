@@ -2,6 +2,7 @@
 //!
 //! Must never know of epochs, edges or messages.
 
+use caravan_constraint::Allowed;
 use caravan_core::cluster::LayerTime;
 use caravan_core::model::{ModelConfig, TensorSpec};
 use caravan_core::request::{Sampled, Sampling};
@@ -17,7 +18,13 @@ pub trait Sampler {
     fn see(&mut self, position: u32, token: u32);
 
     /// The token that comes at `position`. `logits`: one for each token of the vocabulary.
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError>;
+    /// `allowed`: the others take no part.
+    fn sample(
+        &mut self,
+        position: u32,
+        logits: &mut [f32],
+        allowed: Option<&Allowed>,
+    ) -> Result<Sampled, SampleError>;
 }
 
 /// Loads slices and runs them. Lives on the engine's thread; only `load` runs elsewhere.
@@ -113,7 +120,12 @@ impl Sampler for SequenceSampler {
         SequenceSampler::see(self, position, token);
     }
 
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
-        SequenceSampler::sample(self, position, logits)
+    fn sample(
+        &mut self,
+        position: u32,
+        logits: &mut [f32],
+        allowed: Option<&Allowed>,
+    ) -> Result<Sampled, SampleError> {
+        SequenceSampler::sample(self, position, logits, allowed)
     }
 }

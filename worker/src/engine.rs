@@ -18,6 +18,7 @@ use caravan_proto::wire;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::compute::Compute;
+use crate::masks::Grammars;
 use crate::stages::{Cause, OutFrame, StageCell};
 use crate::steps::{Shape, StageWork};
 
@@ -33,6 +34,7 @@ enum Order<C: Compute> {
         cell: Arc<StageCell>,
         held: Held<C::Slice>,
         shape: Shape,
+        grammars: Option<Grammars>,
     },
     Step {
         cell: Arc<StageCell>,
@@ -79,14 +81,15 @@ impl<C: Compute> Engine<C> {
         Ok(Engine { orders })
     }
 
-    /// Puts a loaded slice in its place. Steps for `cell` may follow.
+    /// Puts a loaded slice in its place. Steps for `cell` may follow. `grammars`: see `StageWork::new`.
     pub async fn open(
         &self,
         cell: Arc<StageCell>,
         held: Held<C::Slice>,
         shape: Shape,
+        grammars: Option<Grammars>,
     ) -> Result<(), Stopped> {
-        self.orders.send(Order::Open { cell, held, shape }).await.map_err(|_| Stopped)
+        self.orders.send(Order::Open { cell, held, shape, grammars }).await.map_err(|_| Stopped)
     }
 
     /// Queues a step; waits while the queue is full. Its output goes through `place`.
@@ -133,10 +136,10 @@ impl<C: Compute> Loop<C> {
     fn run(mut self, mut inbox: mpsc::Receiver<Order<C>>) {
         while let Some(order) = inbox.blocking_recv() {
             match order {
-                Order::Open { cell, held, shape } => {
+                Order::Open { cell, held, shape, grammars } => {
                     let Held { model, layers, slice } = held;
-                    self.open
-                        .insert(cell.id, OpenStage { model, layers, work: StageWork::new(slice, shape) });
+                    let work = StageWork::new(slice, shape, grammars);
+                    self.open.insert(cell.id, OpenStage { model, layers, work });
                 }
                 Order::Step { cell, step, place } => self.step(&cell, step, place),
                 Order::Measure { config, tensors, reply } => {

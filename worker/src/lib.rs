@@ -17,6 +17,7 @@ pub mod kv;
 pub mod links;
 pub mod local;
 pub mod machine;
+pub mod masks;
 pub mod measure;
 pub mod models;
 pub mod node;

@@ -23,6 +23,7 @@ use crate::blobs::{BlobCache, BlobService};
 use crate::compute::{Compute, Native};
 use crate::engine::Engine;
 use crate::machine;
+use crate::masks::Masks;
 use crate::service::StageService;
 use crate::stages::Stages;
 
@@ -67,7 +68,9 @@ pub async fn run_with<C: Compute>(
     let addr = advertised(&config, &listener)?;
     let stages = Arc::new(Stages::default());
     let engine = Engine::start(config.throttle, make).context("starting the engine's thread")?;
-    let assigner = Arc::new(Assigner::new(stages.clone(), cache.clone(), engine.clone(), addr.clone()));
+    let masks = Masks::start().context("starting the threads that follow constraints")?;
+    let assigner = Assigner::new(stages.clone(), cache.clone(), engine.clone(), masks, addr.clone());
+    let assigner = Arc::new(assigner);
     let (results, measured) = mpsc::channel(limits::MEASURES_WAITING);
     let (measurer, measuring) = Measurer::start(engine.clone(), results);
     let attach = Attach {

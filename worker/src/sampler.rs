@@ -6,8 +6,8 @@
 //!
 //! The definition, in order, all sums in f64:
 //!   1. logit bias; repetition penalty for tokens in prompt or answer; frequency and presence
-//!      penalties for tokens in the answer (f32 arithmetic). The log-probabilities reported are of
-//!      this distribution.
+//!      penalties for tokens in the answer (f32 arithmetic). Tokens that the constraint does not
+//!      allow take no part from here on. The log-probabilities reported are of this distribution.
 //!   2. temperature 0: the highest logit, ties to the lowest token.
 //!   3. weight = exp((logit - highest) / temperature). Tokens are ranked by logit, highest first,
 //!      ties by token.
@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use caravan_constraint::Allowed;
 use caravan_core::request::{Sampled, Sampling, TokenLogprob};
 use caravan_kernels::math::{exp_f64, ln_f64};
 
@@ -77,9 +78,15 @@ impl SequenceSampler {
     }
 
     /// Chooses the token at `position`, which must be the next one, and sees it. `logits` are
-    /// changed in place by bias and penalties. Fails if a logit is not a finite number or if
-    /// positions were left out; the sampler is then as it was.
-    pub fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
+    /// changed in place by bias and penalties; those that are not `allowed` become -infinity. Fails if
+    /// a logit is not a finite number, if positions were left out, or if none is allowed; the sampler is
+    /// then as it was.
+    pub fn sample(
+        &mut self,
+        position: u32,
+        logits: &mut [f32],
+        allowed: Option<&Allowed>,
+    ) -> Result<Sampled, SampleError> {
         if position != self.next || self.gap {
             return Err(SampleError::Driver(format!(
                 "the sampler was not told every token before position {position} (next is {})",
@@ -90,8 +97,12 @@ impl SequenceSampler {
         if let Some(token) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(SampleError::NotFinite { token, position });
         }
-        let Some(best) = greedy(logits) else {
-            return Err(SampleError::Driver("there are no logits".into()));
+        if let Some(allowed) = allowed {
+            forbid(logits, allowed);
+        }
+        let best = greedy(logits).filter(|best| logits[*best as usize] > FORBIDDEN);
+        let Some(best) = best else {
+            return Err(SampleError::Driver("there are no logits of tokens that are allowed".into()));
         };
         let temperature = f64::from(self.sampling.temperature);
         let token = if temperature > 0.0 { self.draw(position, logits, best) } else { best };
@@ -137,8 +148,7 @@ impl SequenceSampler {
         let temperature = f64::from(s.temperature);
         let mut kept = std::mem::take(&mut self.ranked);
         kept.clear();
-        let candidates = logits.iter().enumerate();
-        kept.extend(candidates.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
+        kept.extend(candidates(logits));
         if s.top_k > 0 && (s.top_k as usize) < kept.len() {
             kept.select_nth_unstable_by(s.top_k as usize - 1, rank);
             kept.truncate(s.top_k as usize);
@@ -170,19 +180,15 @@ impl SequenceSampler {
     /// The log-probability of `token` and the `count` most probable ones.
     fn logprobs(&mut self, logits: &[f32], best: u32, token: u32, count: u8) -> (f32, Vec<TokenLogprob>) {
         let highest = f64::from(logits[best as usize]);
-        let total: f64 = logits.iter().map(|logit| exp_f64(f64::from(*logit) - highest)).sum();
+        let taking_part = logits.iter().filter(|logit| **logit > FORBIDDEN);
+        let total: f64 = taking_part.map(|logit| exp_f64(f64::from(*logit) - highest)).sum();
         let log_total = ln_f64(total);
         let logprob = |logit: f32| ((f64::from(logit) - highest) - log_total) as f32;
         let all = &mut self.ranked;
         all.clear();
-        let count = usize::from(count).min(logits.len());
         if count > 0 {
-            let candidates = logits.iter().enumerate();
-            all.extend(candidates.map(|(token, &logit)| Candidate {
-                token: token as u32,
-                logit,
-                weight: 0.0,
-            }));
+            all.extend(candidates(logits));
+            let count = usize::from(count).min(all.len());
             all.select_nth_unstable_by(count - 1, rank);
             all.truncate(count);
             all.sort_unstable_by(rank);
@@ -190,6 +196,26 @@ impl SequenceSampler {
         let top = all.iter().map(|c| TokenLogprob { token: c.token, logprob: logprob(c.logit) }).collect();
         (logprob(logits[token as usize]), top)
     }
+}
+
+/// The logit of a token that takes no part; those of all others are finite.
+const FORBIDDEN: f32 = f32::NEG_INFINITY;
+
+fn forbid(logits: &mut [f32], allowed: &Allowed) {
+    let words = allowed.bits().iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        for (place, logit) in logits.iter_mut().enumerate() {
+            if word >> place & 1 == 0 {
+                *logit = FORBIDDEN;
+            }
+        }
+    }
+}
+
+/// The tokens that take part, in order.
+fn candidates(logits: &[f32]) -> impl Iterator<Item = Candidate> {
+    let all = logits.iter().enumerate().filter(|(_, logit)| **logit > FORBIDDEN);
+    all.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 })
 }
 
 /// Highest logit first, ties by token.

@@ -75,6 +75,7 @@ fn parameters() -> impl Strategy<Value = Sampling> {
             min_p: filters.3,
             seed,
             logprobs: None,
+            constraint: None,
         },
     )
 }
@@ -103,7 +104,7 @@ proptest! {
                     sampler.see(position as u32, *token);
                 }
             }
-            let got = sampler.sample(text.len() as u32, &mut logits.clone()).unwrap();
+            let got = sampler.sample(text.len() as u32, &mut logits.clone(), None).unwrap();
             prop_assert_eq!(got.token, want);
             sampler.see(text.len() as u32, got.token);
             text.push(got.token);
@@ -118,7 +119,7 @@ fn log_probabilities_are_those_before_temperature() {
     logits.extend(vec![-4.0; 50]);
     let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
     let mut sampler = SequenceSampler::new(sampling, 0);
-    let sampled = sampler.sample(0, &mut logits.clone()).unwrap();
+    let sampled = sampler.sample(0, &mut logits.clone(), None).unwrap();
     assert_eq!(sampled.top.iter().map(|top| top.token).collect::<Vec<_>>(), [1, 3, 0]);
     for top in &sampled.top {
         let want = f64::from(logits[top.token as usize]) - total.ln();
@@ -131,15 +132,15 @@ fn log_probabilities_are_those_before_temperature() {
 #[test]
 fn broken_logits_and_gaps_are_errors_and_change_nothing() {
     let mut sampler = SequenceSampler::new(Sampling::default(), 1);
-    assert!(sampler.sample(1, &mut [0.0]).is_err(), "position 0 is unknown");
+    assert!(sampler.sample(1, &mut [0.0], None).is_err(), "position 0 is unknown");
     sampler.see(0, 0);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert!(sampler.sample(1, &mut [0.0, bad]).is_err());
+        assert!(sampler.sample(1, &mut [0.0, bad], None).is_err());
     }
-    assert!(sampler.sample(1, &mut []).is_err());
-    assert_eq!(sampler.sample(1, &mut [0.0, 1.0, 1.0]).unwrap().token, 1);
+    assert!(sampler.sample(1, &mut [], None).is_err());
+    assert_eq!(sampler.sample(1, &mut [0.0, 1.0, 1.0], None).unwrap().token, 1);
     sampler.see(3, 0);
-    assert!(sampler.sample(4, &mut [0.0]).is_err(), "position 2 was left out");
+    assert!(sampler.sample(4, &mut [0.0], None).is_err(), "position 2 was left out");
 }
 
 #[test]

@@ -4,14 +4,17 @@
 //! error in words, never a panic.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use caravan_core::error::Fault;
 use caravan_core::limits;
-use caravan_core::request::Sampling;
-use caravan_proto::{sample_failed, unpack, wire};
+use caravan_core::request::{SampleFault, SampleOutcome, Sampling};
+use caravan_proto::{sampled_token, unpack, wire};
 
 use crate::compute::{Compute, Sampler};
+use crate::masks::{self, Constrained, Grammars, Next};
 use crate::sampler::SampleError;
 use crate::slice::{Chunk, StageInput, StageOutput};
 use crate::stages::OutFrame;
@@ -31,12 +34,56 @@ pub struct Shape {
 pub struct StageWork<C: Compute> {
     pub slice: C::Slice,
     shape: Shape,
-    samplers: BTreeMap<u64, C::Sampler>,
+    /// Of the model; without it no constrained sequence can be served.
+    grammars: Option<Grammars>,
+    samplers: BTreeMap<u64, Seat<C::Sampler>>,
+}
+
+/// What a last stage keeps of a sequence.
+struct Seat<S> {
+    sampler: S,
+    constraint: Option<Result<Constrained, SampleFault>>,
+}
+
+impl<S: Sampler> Seat<S> {
+    fn see(&mut self, position: u32, token: u32) {
+        self.sampler.see(position, token);
+        if let Some(Ok(constraint)) = &mut self.constraint {
+            constraint.see(position, token);
+        }
+    }
+
+    /// The token at `position`; what a constraint allows there is waited for `until` then.
+    fn sample(&mut self, position: u32, logits: &mut [f32], until: Instant) -> anyhow::Result<SampleOutcome> {
+        let next = match &self.constraint {
+            None => None,
+            Some(Err(fault)) => return Ok(SampleOutcome::Failed(fault.clone())),
+            Some(Ok(constraint)) => Some(constraint.next(position, until)),
+        };
+        let allowed = match next {
+            None => None,
+            Some(Next::Allowed(allowed)) => Some(allowed),
+            Some(Next::Later) => return Ok(SampleOutcome::Later),
+            Some(Next::Fault(fault)) => return Ok(SampleOutcome::Failed(fault)),
+        };
+        match self.sampler.sample(position, logits, allowed.as_deref()) {
+            Ok(sampled) => {
+                self.see(position, sampled.token);
+                Ok(SampleOutcome::Token(sampled))
+            }
+            // Its own sequence ends; the rest of the step is as it would have been.
+            Err(error @ SampleError::NotFinite { .. }) => {
+                Ok(SampleOutcome::Failed(SampleFault { fault: Fault::Operator, why: error.to_string() }))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 impl<C: Compute> StageWork<C> {
-    pub fn new(slice: C::Slice, shape: Shape) -> Self {
-        StageWork { slice, shape, samplers: BTreeMap::new() }
+    /// `grammars`: of the model, for a last stage that serves constrained sequences.
+    pub fn new(slice: C::Slice, shape: Shape, grammars: Option<Grammars>) -> Self {
+        StageWork { slice, shape, grammars, samplers: BTreeMap::new() }
     }
 
     /// Runs one step. An error leaves the stage in an unknown state: the pipeline must end.
@@ -50,6 +97,10 @@ impl<C: Compute> StageWork<C> {
         ensure!(step.chunks.iter().all(|chunk| !chunk.tokens.is_empty()), "a chunk without tokens");
         let input = self.input(std::mem::take(&mut step.activations), rows)?;
         let chunks: Vec<Chunk> = step.chunks.iter_mut().map(take_chunk).collect();
+        if self.shape.last {
+            // Before the layers: what constraints allow is found out while they compute.
+            self.see(&step.chunks, &chunks)?;
+        }
         let output = if rows == 0 { None } else { Some(compute.forward(&mut self.slice, &chunks, input)?) };
         if self.shape.last {
             let tokens = self.sample(&step.chunks, &chunks, output)?;
@@ -88,7 +139,20 @@ impl<C: Compute> StageWork<C> {
         Ok(encode(&values))
     }
 
-    /// Feeds every chunk to its sequence's sampler, in order, and samples where it is asked.
+    /// Feeds every chunk to its sequence's sampler, in order.
+    fn see(&mut self, heads: &[wire::Chunk], chunks: &[Chunk]) -> anyhow::Result<()> {
+        for (head, chunk) in heads.iter().zip(chunks) {
+            let seat = self.seat(head)?;
+            let mut position = chunk.start;
+            for token in &chunk.tokens {
+                seat.see(position, *token);
+                position = position.checked_add(1).context("a position beyond 2^32")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples where it is asked.
     fn sample(
         &mut self,
         heads: &[wire::Chunk],
@@ -104,37 +168,33 @@ impl<C: Compute> StageWork<C> {
         ensure!(logits.len() == wanted * self.shape.vocab, "the slice gave {} logits", logits.len());
         let mut rows = logits.chunks_exact_mut(self.shape.vocab.max(1));
         let mut tokens = Vec::with_capacity(wanted);
-        for (head, chunk) in heads.iter().zip(chunks) {
-            let sampler = self.sampler(head)?;
-            let mut position = chunk.start;
-            for token in &chunk.tokens {
-                sampler.see(position, *token);
-                position = position.checked_add(1).context("a position beyond 2^32")?;
-            }
-            if chunk.sample {
-                let row = rows.next().context("too few logits")?;
-                let mut token = match sampler.sample(position, row) {
-                    Ok(sampled) => wire::SampledToken::from(sampled),
-                    // Its own sequence ends; the rest of the step is as it would have been.
-                    Err(error @ SampleError::NotFinite { .. }) => sample_failed(error.to_string()),
-                    Err(error) => return Err(error.into()),
-                };
-                token.sequence = head.sequence;
-                tokens.push(token);
-            }
+        let until = Instant::now() + Duration::from_millis(limits::MASK_WAIT_MS);
+        for (head, chunk) in heads.iter().zip(chunks).filter(|(_, chunk)| chunk.sample) {
+            let row = rows.next().context("too few logits")?;
+            let position =
+                u32::try_from(chunk.tokens.len()).ok().and_then(|rows| chunk.start.checked_add(rows));
+            let position = position.context("a position beyond 2^32")?;
+            let seat = self.samplers.get_mut(&head.sequence).context("a sequence that was never opened")?;
+            let outcome = seat.sample(position, row, until)?;
+            tokens.push(wire::SampledToken { sequence: head.sequence, ..sampled_token(outcome) });
         }
         Ok(tokens)
     }
 
-    fn sampler(&mut self, head: &wire::Chunk) -> anyhow::Result<&mut C::Sampler> {
+    fn seat(&mut self, head: &wire::Chunk) -> anyhow::Result<&mut Seat<C::Sampler>> {
         if let Some(open) = &head.open {
             ensure!(
                 self.samplers.len() < limits::SAMPLERS,
                 "{} sequences are open; the driver must close some first",
                 self.samplers.len()
             );
-            let sampling: Sampling = unpack(&open.sampling, "sampling")?;
-            self.samplers.insert(head.sequence, C::sampler(sampling, open.prompt_tokens));
+            let mut sampling: Sampling = unpack(&open.sampling, "sampling")?;
+            let constraint = sampling.constraint.take().map(|constraint| match &self.grammars {
+                Some(grammars) => Ok(grammars.open(constraint, open.prompt_tokens)),
+                None => Err(masks::without_words()),
+            });
+            let sampler = C::sampler(sampling, open.prompt_tokens);
+            self.samplers.insert(head.sequence, Seat { sampler, constraint });
         }
         let sequence = head.sequence;
         self.samplers

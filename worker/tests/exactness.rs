@@ -239,7 +239,7 @@ fn a_number_that_is_none_fails_one_sequence_and_its_neighbours_do_not_notice() {
         let [mut a, mut b] = <[LoadedSlice; 2]>::try_from(model.load(&[2], 8)).ok().unwrap();
         a.all_logits(false);
         b.all_logits(false);
-        [StageWork::new(a, shape(true, false)), StageWork::new(b, shape(false, true))]
+        [StageWork::new(a, shape(true, false), None), StageWork::new(b, shape(false, true), None)]
     };
     let mut run = |stages: &mut [StageWork<Native>; 2], step: wire::Step, spoil: Option<usize>| {
         let OutFrame::Step(mut step) = stages[0].run(&mut compute, step).unwrap() else { panic!() };

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use caravan_constraint::ConstraintError;
 use caravan_core::cluster::{ClusterState, Outcome};
 use caravan_core::error::Refusal;
 use caravan_core::ids::{PipelineId, WorkerId};
 use caravan_core::model::ModelSpec;
 use caravan_core::plan::Plan;
-use caravan_core::request::{GenerateEvent, RequestRecord};
+use caravan_core::request::{Constraint, GenerateEvent, RequestRecord};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use super::ApiParts;
 use crate::consensus::ConsensusStatus;
 use crate::driver::PipelineStats;
 use crate::fleet::WorkerRuntime;
-use crate::text::{ChatMessage, TextModel};
+use crate::text::{Conversation, TextModel, ToolStyle};
 
 /// The coordinator behind the door.
 pub trait Backend: Send + Sync + 'static {
@@ -41,17 +42,23 @@ pub trait Backend: Send + Sync + 'static {
 /// Text of one model.
 pub trait Text: Send + Sync + 'static {
     /// Tokens of a conversation, through the model's template. Refuses more than `most`.
-    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal>;
+    fn chat_tokens(&self, conversation: &Conversation, most: usize) -> Result<Vec<u32>, Refusal>;
     /// Tokens of a raw prompt, control tokens written out in it included; `None` if more than `most`.
     fn raw_tokens(&self, text: &str, most: usize) -> Option<Vec<u32>>;
     fn bos(&self) -> Option<u32>;
     fn stop_tokens(&self) -> Vec<u32>;
     fn token_bytes(&self, token: u32) -> &[u8];
+    /// How the model calls tools.
+    fn tool_style(&self) -> ToolStyle;
+    /// The control token of this text.
+    fn control_token(&self, text: &str) -> Option<u32>;
+    /// Whether a constraint can be followed. May take a second, and needs a deep stack.
+    fn check_constraint(&self, constraint: &Constraint) -> Result<(), ConstraintError>;
 }
 
 impl Text for TextModel {
-    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
-        self.prompt_tokens_within(messages, most)
+    fn chat_tokens(&self, conversation: &Conversation, most: usize) -> Result<Vec<u32>, Refusal> {
+        self.prompt_tokens_within(conversation, most)
     }
 
     fn raw_tokens(&self, text: &str, most: usize) -> Option<Vec<u32>> {
@@ -68,6 +75,18 @@ impl Text for TextModel {
 
     fn token_bytes(&self, token: u32) -> &[u8] {
         TextModel::token_bytes(self, token)
+    }
+
+    fn tool_style(&self) -> ToolStyle {
+        TextModel::tool_style(self)
+    }
+
+    fn control_token(&self, text: &str) -> Option<u32> {
+        TextModel::control_token(self, text)
+    }
+
+    fn check_constraint(&self, constraint: &Constraint) -> Result<(), ConstraintError> {
+        TextModel::check_constraint(self, constraint)
     }
 }
 

@@ -50,7 +50,8 @@ impl CompletionRequest {
             return Err(invalid("best_of", "is only supported with the same value as `n`"));
         }
         fields.take("suffix").refuse("is not supported by this server yet")?;
-        fields.finish(UNSUPPORTED)?;
+        let chats = ["tools", "tool_choice", "parallel_tool_calls"];
+        fields.finish(&[UNSUPPORTED, &chats].concat())?;
         Ok(CompletionRequest { common, prompts })
     }
 }

@@ -117,6 +117,11 @@ impl Field {
         self.value.is_some()
     }
 
+    /// The string, if it is one.
+    pub fn text(&self) -> Option<&str> {
+        self.value.as_ref().and_then(Value::as_str)
+    }
+
     pub fn is_string(&self) -> bool {
         matches!(self.value, Some(Value::String(_)))
     }
@@ -149,6 +154,11 @@ impl Field {
             Some(value) if !is_empty(&value) => Err(unsupported(&self.path, why)),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses any value at all.
+    pub fn refuse_any(&self, why: &str) -> Read<()> {
+        if self.present() { Err(invalid(&self.path, why)) } else { Ok(()) }
     }
 
     pub fn boolean(self) -> Read<Option<bool>> {
@@ -254,6 +264,15 @@ impl Field {
         match self.value {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Fields { path: self.path, map })),
+            Some(other) => Err(mistyped(&self.path, "an object", &other)),
+        }
+    }
+
+    /// An object as it stands.
+    pub fn object_value(self) -> Read<Option<Value>> {
+        match self.value {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Value::Object(map))),
             Some(other) => Err(mistyped(&self.path, "an object", &other)),
         }
     }

@@ -12,9 +12,9 @@ use caravan_core::cluster::ClusterState;
 use caravan_core::error::Refusal;
 use caravan_core::limits;
 use caravan_core::model::ModelSpec;
-use caravan_core::request::RequestRecord;
+use caravan_core::request::{RequestRecord, Sampling};
 
-use super::App;
+use super::answer::Calls;
 use super::backend::Text;
 use super::completions::{DEFAULT_MAX_TOKENS, Prompt};
 use super::errors::{ApiError, internal};
@@ -22,11 +22,14 @@ use super::fields::invalid;
 use super::health;
 use super::params::Common;
 use super::shape::Envelope;
-use crate::text::ChatMessage;
+use super::tools::Tools;
+use super::tools::calls::CallParser;
+use super::{App, constrain};
+use crate::text::{ChatMessage, Conversation, MISTRAL_MARKER};
 
 /// What is to be tokenised.
 pub enum Input {
-    Chat(Vec<ChatMessage>),
+    Chat { messages: Vec<ChatMessage>, tools: Tools },
     Prompts(Vec<Prompt>),
 }
 
@@ -34,7 +37,11 @@ impl Input {
     /// Tokens of every prompt. One of more than `most` tokens is refused before all of it is tokenised.
     fn tokens(&self, text: &dyn Text, most: usize) -> Result<Vec<Vec<u32>>, Refusal> {
         let prompts = match self {
-            Input::Chat(messages) => return Ok(vec![text.chat_tokens(messages, most)?]),
+            Input::Chat { messages, tools } => {
+                let tools = tools.for_template();
+                let conversation = Conversation { messages: messages.clone(), tools };
+                return Ok(vec![text.chat_tokens(&conversation, most)?]);
+            }
             Input::Prompts(prompts) => prompts,
         };
         let one = |(i, prompt): (usize, &Prompt)| match prompt {
@@ -66,6 +73,22 @@ pub struct Job {
     pub records: Vec<RequestRecord>,
     /// Tokens of all prompts, each counted once.
     pub prompt_tokens: u64,
+    /// Tools that the answers may call.
+    pub tools: Tools,
+}
+
+impl Job {
+    /// What finds the tool calls of the choice of this record.
+    pub fn call_parser(&self, record: &RequestRecord) -> Option<Calls> {
+        let names: Vec<String> = self.tools.callable().iter().map(|tool| tool.name.clone()).collect();
+        if names.is_empty() {
+            return None;
+        }
+        let style = self.text.tool_style();
+        let parser = CallParser::new(style, names, self.tools.parallel, &record.id);
+        let marker = constrain::marker(&*self.text).map(|token| (token, MISTRAL_MARKER));
+        Some(Calls { parser, marker })
+    }
 }
 
 /// Checks a request against the cluster and makes its records. `prefix` begins the answer's id.
@@ -76,7 +99,12 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         tokio::time::timeout(Duration::from_millis(app.waits.prepare_ms), app.backend.text(spec.clone()))
             .await
             .map_err(|_| overloaded("the tokenizer of the model could not be fetched in time"))??;
-    let (reader, chat) = (text.clone(), matches!(input, Input::Chat(_)));
+    let (reader, chat) = (text.clone(), matches!(input, Input::Chat { .. }));
+    let tools = match &input {
+        Input::Chat { tools, .. } => tools.clone(),
+        Input::Prompts(_) => Tools::default(),
+    };
+    let constraint = constrain::constraint(app, &text, &common, &tools).await?;
     let most = spec.config.context.saturating_sub(1) as usize;
     let prompts = app.blocking(move || input.tokens(&*reader, most)).await??;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
@@ -87,7 +115,7 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         model: spec.name.clone(),
         prompt: Vec::new(),
         emitted: Vec::new(),
-        sampling: common.sampling.clone(),
+        sampling: Sampling { constraint, ..common.sampling.clone() },
         stop_tokens: if common.ignore_eos { Vec::new() } else { text.stop_tokens() },
         max_tokens: 0,
         accepted_ms: now_ms,
@@ -120,7 +148,7 @@ pub async fn prepare(app: &App, common: Common, input: Input, prefix: &str) -> R
         model: spec.name.clone(),
         fingerprint: fingerprint(&spec),
     };
-    Ok(Job { envelope, text, common, records, prompt_tokens })
+    Ok(Job { envelope, text, common, records, prompt_tokens, tools })
 }
 
 fn overloaded(why: &str) -> ApiError {

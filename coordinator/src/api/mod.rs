@@ -8,10 +8,12 @@ mod backend;
 mod body;
 mod chat;
 mod completions;
+mod constrain;
 mod control;
 mod errors;
 mod events;
 mod fields;
+mod format;
 mod health;
 mod job;
 mod metrics;
@@ -21,6 +23,7 @@ mod requests;
 mod serve;
 mod shape;
 mod stream;
+mod tools;
 mod views;
 
 #[cfg(test)]
@@ -50,6 +53,7 @@ pub use serve::serve;
 use backend::Backend;
 use chat::{ChatRequest, ChatShape};
 use completions::{CompletionRequest, CompletionShape};
+use constrain::Checked;
 use errors::ApiError;
 use events::Events;
 use job::{Input, RequestIds};
@@ -100,6 +104,8 @@ struct App {
     waits: Waits,
     /// Turns at parsing and tokenising.
     preparing: Arc<Semaphore>,
+    /// Constraints found good or bad.
+    constraints: Checked,
     /// Bytes of bodies that may be in memory.
     bodies: Arc<Semaphore>,
     requests: Requests,
@@ -126,6 +132,7 @@ fn build(backend: Arc<dyn Backend>, waits: Waits) -> Router {
         backend,
         waits,
         preparing: Arc::new(Semaphore::new(limits::PREPARING)),
+        constraints: Checked::default(),
         bodies: Arc::new(Semaphore::new(limits::HTTP_BODIES_BYTES)),
         requests: Requests::default(),
         metrics: Metrics::default(),
@@ -164,10 +171,10 @@ async fn wrong_method(request: Request) -> Response {
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let ChatRequest { common, messages } = body::parse(&app, request, ChatRequest::parse).await?;
+    let ChatRequest { common, messages, tools } = body::parse(&app, request, ChatRequest::parse).await?;
     let shape =
         ChatShape { logprobs: common.sampling.logprobs.is_some(), token_ids: common.return_token_ids };
-    let job = job::prepare(&app, common, Input::Chat(messages), shape.id_prefix()).await?;
+    let job = job::prepare(&app, common, Input::Chat { messages, tools }, shape.id_prefix()).await?;
     stream::respond(&app, job, shape).await
 }
 

@@ -7,6 +7,7 @@ use caravan_core::limits;
 use caravan_core::request::Sampling;
 
 use super::fields::{Field, Fields, clip, invalid, unsupported};
+use super::format::{self, Format};
 
 /// What both endpoints take, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub struct Common {
     pub include_usage: bool,
     /// Extension: answers carry the token ids they consist of.
     pub return_token_ids: bool,
+    /// What the answers have to look like.
+    pub format: Option<Format>,
 }
 
 /// Parameters of OpenAI and of other servers, for both endpoints, that this server does not have.
@@ -59,7 +62,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "moderation",
     "n_predict",
     "n_probs",
-    "parallel_tool_calls",
     "prediction",
     "priority",
     "prompt_cache_key",
@@ -73,9 +75,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "stop_token_ids",
-    "structured_outputs",
     "thinking",
-    "tools",
     "truncate_prompt_tokens",
     "typical_p",
     "use_beam_search",
@@ -102,7 +102,9 @@ pub fn common(fields: &mut Fields) -> Result<Common, Refusal> {
         stream,
         include_usage: include_usage(fields, stream)?,
         return_token_ids: fields.take("return_token_ids").boolean()?.unwrap_or(false),
+        format: format::formats(fields)?,
     };
+    format::check_ends(common.format.as_ref(), common.ignore_eos)?;
     without_effect(fields)?;
     Ok(common)
 }
@@ -141,8 +143,7 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {
         top_k: u32::try_from(top_k).unwrap_or(0),
         top_p: positive(fields.take("top_p"), 1.0)?.unwrap_or(1.0),
         min_p: fields.take("min_p").number_in(0.0..=1.0)?.unwrap_or(0.0) as f32,
-        seed: 0,
-        logprobs: None,
+        ..Sampling::default()
     })
 }
 
@@ -219,11 +220,6 @@ fn without_effect(fields: &mut Fields) -> Result<(), Refusal> {
     }
     only(fields.take("service_tier"), &["auto", "default"])?;
     fields.take("store").only_false("true is not supported: this server keeps nothing")?;
-    if let Some(mut format) = fields.take("response_format").object()? {
-        only(format.take("type").required()?, &["text"])?;
-        format.finish(&["json_schema", "schema"])?;
-    }
-    only(fields.take("tool_choice"), &["none"])?;
     for modality in fields.take("modalities").array(8)?.unwrap_or_default() {
         only(modality, &["text"])?;
     }

@@ -68,7 +68,8 @@ impl Answer {
             let tokens = Abortable::new(app.backend.generate(record.clone()), registration);
             let tagged = tokens.map(Some).chain(stream::once(async { None }));
             events.push(tagged.map(move |event| (index, event)).boxed());
-            let text = ChoiceText::new(job.text.clone(), job.common.stop.clone(), keep_tokens);
+            let calls = job.call_parser(record);
+            let text = ChoiceText::new(job.text.clone(), job.common.stop.clone(), keep_tokens, calls);
             choices.push(Choice { text, cancel, open: true });
         }
         let usage = Usage { prompt: job.prompt_tokens, completion: 0 };
@@ -103,7 +104,7 @@ impl Answer {
                     Turn::Stopped(piece) => {
                         choice.open = false;
                         choice.cancel.abort();
-                        Some(Progress::Done(index, piece, "stop"))
+                        Some(Progress::Done(index, piece, choice.text.stop_reason()))
                     }
                 }
             }
@@ -263,7 +264,7 @@ impl Writer {
 
     /// Held-back text first, then a chunk that only ends the choice.
     async fn done(&self, index: usize, mut piece: Piece, reason: &str) -> Result<(), Gone> {
-        if !piece.text.is_empty() {
+        if !piece.is_empty() {
             self.chunk(self.shape.delta(index, &piece)).await?;
             piece = Piece::default();
         }

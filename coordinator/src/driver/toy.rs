@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use caravan_core::cluster::*;
-use caravan_core::error::Refusal;
+use caravan_core::error::{Fault, Refusal};
 use caravan_core::ids::*;
 use caravan_core::limits;
 use caravan_core::model::{Family, ModelConfig, ModelSpec};
 use caravan_core::plan::{Pipeline, Plan, Slice, Stage};
-use caravan_core::request::{RequestRecord, Sampling};
-use caravan_proto::{sample_failed, unpack, wire};
+use caravan_core::request::{RequestRecord, SampleFault, SampleOutcome, Sampling};
+use caravan_proto::{sampled_token, unpack, wire};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -343,7 +343,10 @@ fn run_step(
             let rows = (0..start + chunk.tokens.len())
                 .map(|row| pages[chunk.pages[row / size] as usize][row % size]);
             let token = match seeds[&chunk.sequence] {
-                SICK if chunk.start > 0 => sample_failed("its logits are no numbers".into()),
+                SICK if chunk.start > 0 => {
+                    let why = "its logits are no numbers".into();
+                    sampled_token(SampleOutcome::Failed(SampleFault { fault: Fault::Operator, why }))
+                }
                 seed => wire::SampledToken { token: next_token(rows, seed), ..Default::default() },
             };
             tokens.push(wire::SampledToken { sequence: chunk.sequence, ..token });

@@ -48,6 +48,8 @@ impl Machine {
             next: next.unwrap_or_default(),
             driver: driver.unwrap_or_default(),
             sources: self.sources(&pipeline.model, &stage.worker, stage.slice),
+            header: spec.header.0.to_vec().into(),
+            header_bytes: spec.header_bytes,
         }))
     }
 

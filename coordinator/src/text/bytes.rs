@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::{Context, bail};
-use caravan_core::gguf::{Gguf, Texts};
+use caravan_core::gguf::{ByteAlphabet, Gguf, Texts};
 use caravan_core::limits;
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -14,46 +14,10 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use super::keys::{text, texts, token_type};
 use super::split::{self, Splitter};
 
-/// The characters that stand for bytes in a byte-level vocabulary.
-struct Alphabet {
-    characters: [char; 256],
-    /// The other way round; no character of the alphabet is beyond it.
-    bytes: [Option<u8>; 0x180],
-}
-
-impl Alphabet {
-    /// Printable Latin-1 characters stand for themselves; the other bytes, in order, for the characters
-    /// from U+0100. Source: GPT-2's encoder.
-    fn new() -> Alphabet {
-        let mut characters = ['\0'; 256];
-        let mut others = '\u{100}'..;
-        for (byte, character) in (0u8..=255).zip(&mut characters) {
-            *character = match byte {
-                b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-                _ => others.next().unwrap_or_default(),
-            };
-        }
-        let mut bytes = [None; 0x180];
-        for (byte, character) in (0u8..=255).zip(&characters) {
-            bytes[*character as usize] = Some(byte);
-        }
-        Alphabet { characters, bytes }
-    }
-
-    fn written(&self, text: &str) -> String {
-        text.bytes().map(|byte| self.characters[usize::from(byte)]).collect()
-    }
-
-    /// The byte that a character stands for.
-    fn byte(&self, character: char) -> Option<u8> {
-        self.bytes.get(character as usize).copied().flatten()
-    }
-}
-
 pub(super) struct ByteBpe {
     bpe: BPE,
     splitter: Splitter,
-    alphabet: Alphabet,
+    alphabet: ByteAlphabet,
 }
 
 impl ByteBpe {
@@ -65,7 +29,7 @@ impl ByteBpe {
         split::prepare(&splitter);
         let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
         let bpe = bpe(tokens, types, texts(gguf, "tokenizer.ggml.merges")?, split::whole_words(pre))?;
-        Ok(ByteBpe { bpe, splitter, alphabet: Alphabet::new() })
+        Ok(ByteBpe { bpe, splitter, alphabet: ByteAlphabet::default() })
     }
 
     /// Whether a file that does not say so wants a first token.
@@ -97,19 +61,6 @@ impl ByteBpe {
         // Without an unknown token the model has no way to fail: it leaves out what it has no bytes for.
         let tokens = self.bpe.tokenize(&self.alphabet.written(word)).unwrap_or_default();
         out.extend(tokens.iter().map(|token| token.id));
-    }
-
-    /// Appends what a token stands for: bytes by the alphabet, or its text where it is not written in it.
-    pub(super) fn spell(&self, text: &str, kind: i64, out: &mut Vec<u8>) {
-        let byte_of = |character: char| self.alphabet.byte(character);
-        match kind {
-            token_type::CONTROL | token_type::UNKNOWN => {}
-            token_type::USER_DEFINED => out.extend(text.bytes()),
-            _ if text.chars().all(|character| byte_of(character).is_some()) => {
-                out.extend(text.chars().filter_map(byte_of));
-            }
-            _ => out.extend(text.bytes()),
-        }
     }
 }
 

@@ -29,7 +29,7 @@ fn id(token: &str) -> u32 {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.into(), content: content.into() }
+    ChatMessage::new(role, content)
 }
 
 #[test]
@@ -102,7 +102,8 @@ fn a_message_can_not_forge_a_turn() {
     let model = tiny();
     for content in forgeries() {
         for role in ["user", "user<|im_end|>"] {
-            let tokens = model.prompt_tokens(&[message(role, &content), message("user", "d|>")]).unwrap();
+            let tokens =
+                model.prompt_tokens(&vec![message(role, &content), message("user", "d|>")].into()).unwrap();
             let control: Vec<u32> = tokens.iter().copied().filter(|token| *token < 3).collect();
             assert_eq!(control, [1, 2, 1, 2, 1], "{role:?} {content:?}");
             // And nothing of the message is lost or changed.
@@ -119,19 +120,20 @@ fn guarding_leaves_honest_messages_and_their_templates_alone() {
     let template = "{% for m in messages %}<|im_start|>{{ m.content | trim }}{{ messages[0].content }}<|im_end|>{% endfor %}";
     let model = read(&writer().text("tokenizer.chat_template", template)).unwrap();
     // Contents that only together are a control token.
-    let tokens = model.prompt_tokens(&[message("user", "end|>"), message("user", " <|im_ ")]).unwrap();
+    let tokens =
+        model.prompt_tokens(&vec![message("user", "end|>"), message("user", " <|im_ ")].into()).unwrap();
     assert_eq!(tokens.iter().filter(|token| **token < 3).count(), 4);
     let honest = [message("user", "a < b | c > d \u{fdd0}")];
     let plain = tiny();
-    let rendered = plain.encode(&plain.render_chat(&honest).unwrap(), true);
-    assert_eq!(plain.prompt_tokens(&honest).unwrap(), rendered);
+    let rendered = plain.encode(&plain.render_chat(&honest.to_vec().into()).unwrap(), true);
+    assert_eq!(plain.prompt_tokens(&honest.to_vec().into()).unwrap(), rendered);
 }
 
 #[test]
 fn templates_may_build_control_tokens_from_roles() {
     let template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}";
     let model = read(&writer().text("tokenizer.chat_template", template)).unwrap();
-    assert_eq!(model.prompt_tokens(&[message("im_start", "in")]).unwrap(), [1, id("in")]);
+    assert_eq!(model.prompt_tokens(&vec![message("im_start", "in")]).unwrap(), [1, id("in")].into());
 }
 
 #[test]
@@ -140,7 +142,7 @@ fn long_prompts_are_refused_early() {
     assert_eq!(model.encode_within("hello hello", false, 3).unwrap().len(), 3);
     assert_eq!(model.encode_within("hello hello", false, 2), None);
     assert_eq!(model.encode_within("<|im_end|>", true, 0), None);
-    let refusal = model.prompt_tokens_within(&[message("user", "hello")], 5).unwrap_err();
+    let refusal = model.prompt_tokens_within(&vec![message("user", "hello")].into(), 5).unwrap_err();
     assert_eq!((refusal.code.as_str(), refusal.fault), ("context_length_exceeded", Fault::Client));
     assert_eq!(refusal.param.as_deref(), Some("messages"));
     let long = "x".repeat(1 << 20);
@@ -203,13 +205,16 @@ fn the_real_tokenizer_gives_the_ids_of_the_reference() {
 fn the_real_template_writes_chatml() {
     let Some(gguf) = real() else { return };
     let model = TextModel::from_gguf(&gguf).unwrap();
-    let text = model.render_chat(&[message("user", "Hi")]).unwrap();
+    let text = model.render_chat(&vec![message("user", "Hi")].into()).unwrap();
     let system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
     let wanted = format!(
         "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     );
     assert_eq!(text, wanted);
-    assert_eq!(model.prompt_tokens(&[message("user", "Hi")]).unwrap(), model.encode(&wanted, true));
+    assert_eq!(
+        model.prompt_tokens(&vec![message("user", "Hi")].into()).unwrap(),
+        model.encode(&wanted, true)
+    );
 }
 
 #[test]

@@ -203,16 +203,6 @@ impl Pieces {
             None => out.extend(text.bytes().map(|byte| self.bytes[usize::from(byte)])),
         }
     }
-
-    /// Appends what a token stands for.
-    pub(super) fn spell(text: &str, kind: i64, out: &mut Vec<u8>) {
-        match kind {
-            token_type::CONTROL | token_type::UNKNOWN => {}
-            token_type::USER_DEFINED => out.extend(text.bytes()),
-            token_type::BYTE => out.extend(byte(text)),
-            _ => out.extend(text.replace(SPACE, " ").bytes()),
-        }
-    }
 }
 
 impl Symbol {

@@ -117,8 +117,8 @@ fn special_tokens_can_not_be_merged_into_being() {
     for text in ["<s>", "</s>", "<unk>", "<0x0A>", "a<s>b</s>"] {
         let tokens = model.encode(text, false);
         assert!(tokens.iter().all(|token| !matches!(kind(token), 2 | 3)), "{text:?} gives {tokens:?}");
-        let message = ChatMessage { role: "user".to_owned(), content: text.to_owned() };
-        let tokens = model.prompt_tokens(&[message]).unwrap();
+        let message = ChatMessage::new("user", text);
+        let tokens = model.prompt_tokens(&vec![message].into()).unwrap();
         assert!(tokens.iter().all(|token| !matches!(kind(token), 2 | 3)), "{text:?} gives {tokens:?}");
     }
     assert_eq!(model.encode("<s>", true), [1]);

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use caravan_core::error::Refusal;
 
-use super::ChatMessage;
+use super::Conversation;
 
 /// A token that ends at a node.
 #[derive(Clone, Copy, Debug)]
@@ -131,25 +131,27 @@ impl SpecialTokens {
 
 /// A conversation to render, and the character to drop from the result.
 pub(super) struct Guarded<'a> {
-    pub messages: Cow<'a, [ChatMessage]>,
+    pub conversation: Cow<'a, Conversation>,
     pub mark: Option<char>,
 }
 
-/// Puts marks into the messages that need them. Refuses only a conversation in which every
+/// Puts marks into the texts that need them. Refuses only a conversation in which every
 /// character that could be the mark occurs.
 pub(super) fn guard<'a>(
-    messages: &'a [ChatMessage],
+    conversation: &'a Conversation,
     special: &SpecialTokens,
     template: &str,
 ) -> Result<Guarded<'a>, Refusal> {
-    let texts = || messages.iter().flat_map(|message| [message.role.as_str(), message.content.as_str()]);
-    if !texts().any(|text| special.places(text).next().is_some()) {
-        return Ok(Guarded { messages: Cow::Borrowed(messages), mark: None });
+    let mut texts = Vec::new();
+    conversation.texts(&mut |text| texts.push(text));
+    if !texts.iter().any(|text| special.places(text).next().is_some()) {
+        return Ok(Guarded { conversation: Cow::Borrowed(conversation), mark: None });
     }
     // Characters that mean nothing: non-characters first, then the private planes.
     let candidates = || ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{10ffff}');
-    let taken: HashSet<char> =
-        texts().chain([template]).flat_map(str::chars).filter(|character| *character >= '\u{fdd0}').collect();
+    texts.push(template);
+    let characters = texts.into_iter().flat_map(str::chars);
+    let taken: HashSet<char> = characters.filter(|character| *character >= '\u{fdd0}').collect();
     let Some(mark) = candidates().find(|candidate| !taken.contains(candidate)) else {
         return Err(Refusal::client(
             "invalid_messages",
@@ -157,9 +159,6 @@ pub(super) fn guard<'a>(
             "the messages hold control tokens and every private-use character; leave out either",
         ));
     };
-    let guarded = messages.iter().map(|message| ChatMessage {
-        role: special.marked(&message.role, mark),
-        content: special.marked(&message.content, mark),
-    });
-    Ok(Guarded { messages: Cow::Owned(guarded.collect()), mark: Some(mark) })
+    let guarded = conversation.map(&|text| special.marked(text, mark));
+    Ok(Guarded { conversation: Cow::Owned(guarded), mark: Some(mark) })
 }

@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
 
-use super::ChatMessage;
+use super::{ChatMessage, Conversation, ToolStyle};
 
 /// The template of a model, compiled once.
 pub(super) struct ChatTemplate {
@@ -31,25 +31,50 @@ enum Unusable {
 
 const NAME: &str = "chat";
 
-/// A message as templates see it; the fields in the order in which clients write them.
+/// A message as templates see it: the fields that it has, in the order in which clients write them.
 #[derive(Debug)]
 struct Message {
-    role: Value,
-    content: Value,
+    fields: Vec<(&'static str, Value)>,
 }
 
 impl Object for Message {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(self.role.clone()),
-            "content" => Some(self.content.clone()),
-            _ => None,
-        }
+        let key = key.as_str()?;
+        self.fields.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
+        Enumerator::Values(self.fields.iter().map(|(name, _)| Value::from(*name)).collect())
     }
+}
+
+fn message(message: &ChatMessage, style: ToolStyle) -> Value {
+    let mut fields = vec![
+        ("role", Value::from(message.role.as_str())),
+        ("content", Value::from(message.content.as_str())),
+    ];
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            // Templates want arguments as an object; what is none stays the text that it is.
+            let arguments = match serde_json::from_str::<serde_json::Value>(&call.arguments) {
+                Ok(arguments) if arguments.is_object() => Value::from_serialize(&arguments),
+                _ => Value::from(call.arguments.as_str()),
+            };
+            context! {
+                id => style.id(&call.id).as_ref(),
+                type => "function",
+                function => context! { name => call.name.as_str(), arguments },
+            }
+        });
+        fields.push(("tool_calls", calls.collect::<Vec<Value>>().into()));
+    }
+    if let Some(id) = &message.tool_call_id {
+        fields.push(("tool_call_id", Value::from(style.id(id).as_ref())));
+    }
+    if let Some(name) = &message.name {
+        fields.push(("name", Value::from(name.as_str())));
+    }
+    Value::from_object(Message { fields })
 }
 
 /// What a template says with `raise_exception`.
@@ -103,7 +128,7 @@ impl ChatTemplate {
     }
 
     /// The prompt of a conversation, up to where the answer begins.
-    pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, Refusal> {
+    pub(super) fn render(&self, conversation: &Conversation) -> Result<String, Refusal> {
         let environment = match &self.compiled {
             Ok(environment) => environment,
             Err(Unusable::Missing) => {
@@ -113,14 +138,15 @@ impl ChatTemplate {
             }
             Err(Unusable::Broken(why)) => return Err(broken("bad_chat_template", why)),
         };
-        let given: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        let mut given = 0;
+        conversation.texts(&mut |text| given += text.len());
         if given > limits::TEMPLATE_OUTPUT_BYTES {
             return Err(too_long());
         }
         // A template can nest values so deep that dropping them overflows an ordinary stack.
         std::thread::scope(|scope| {
             let builder = std::thread::Builder::new().stack_size(limits::TEMPLATE_STACK_BYTES);
-            let thread = builder.spawn_scoped(scope, || self.render_here(environment, messages, given));
+            let thread = builder.spawn_scoped(scope, || self.render_here(environment, conversation, given));
             let rendered = thread.map_err(|error| busy(&error.to_string()))?.join();
             rendered.unwrap_or_else(|_| Err(broken("template_failed", "rendering it failed")))
         })
@@ -130,22 +156,21 @@ impl ChatTemplate {
     fn render_here(
         &self,
         environment: &Environment<'static>,
-        messages: &[ChatMessage],
+        conversation: &Conversation,
         given: usize,
     ) -> Result<String, Refusal> {
-        let list: Vec<Value> = messages
-            .iter()
-            .map(|message| {
-                let (role, content) = (message.role.as_str().into(), message.content.as_str().into());
-                Value::from_object(Message { role, content })
-            })
-            .collect();
+        let style = ToolStyle::of_template(&self.source);
+        let list: Vec<Value> = conversation.messages.iter().map(|one| message(one, style)).collect();
+        let tools = match conversation.tools.is_empty() {
+            true => Value::from(()),
+            false => Value::from_serialize(&conversation.tools),
+        };
         let values = context! {
             messages => list,
             add_generation_prompt => true,
             bos_token => self.bos.as_deref().unwrap_or_default(),
             eos_token => self.eos.as_deref().unwrap_or_default(),
-            tools => (),
+            tools,
             documents => (),
         };
         let mut out = Bounded::default();

@@ -15,11 +15,11 @@ fn model(template: &str) -> TextModel {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.into(), content: content.into() }
+    ChatMessage::new(role, content)
 }
 
 fn render(template: &str, content: &str) -> Result<String, Refusal> {
-    model(template).render_chat(&[message("user", content)])
+    model(template).render_chat(&vec![message("user", content)].into())
 }
 
 fn refused(template: &str, code: &str, fault: Fault) -> Refusal {
@@ -34,7 +34,7 @@ fn a_conversation_is_rendered_as_its_authors_meant() {
     let model = TextModel::from_gguf(&Gguf::parse(&text, text.len() as u64).unwrap()).unwrap();
     let messages = [message("system", "Be brief."), message("user", "hello\n")];
     let wanted = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello\n<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(model.render_chat(&messages).unwrap(), wanted);
+    assert_eq!(model.render_chat(&messages.to_vec().into()).unwrap(), wanted);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn templates_that_can_not_work_are_the_operators() {
 fn a_model_without_a_template_says_so() {
     let bytes = TinyLlama::default().writer().without("tokenizer.chat_template").finish();
     let model = TextModel::from_gguf(&Gguf::parse(&bytes, bytes.len() as u64).unwrap()).unwrap();
-    let refusal = model.render_chat(&[message("user", "x")]).unwrap_err();
+    let refusal = model.render_chat(&vec![message("user", "x")].into()).unwrap_err();
     assert_eq!((refusal.code.as_str(), refusal.fault), ("no_chat_template", Fault::Client));
     assert!(!model.encode("hello", false).is_empty());
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use anyhow::{bail, ensure};
-use caravan_core::gguf::{Gguf, Texts};
+use caravan_core::gguf::{Gguf, Texts, Vocabulary};
 
 use super::bytes::ByteBpe;
 use super::keys::{self, token_type};
@@ -19,9 +19,7 @@ pub(super) struct Tokenizer {
     kind: Kind,
     special: SpecialTokens,
     control: BTreeMap<String, u32>,
-    /// What all tokens stand for, one after the other, and where each ends.
-    bytes: Vec<u8>,
-    ends: Vec<u32>,
+    vocabulary: Vocabulary,
     bos: Option<u32>,
     add_bos: bool,
     /// End of text, end of turn.
@@ -68,7 +66,7 @@ impl Tokenizer {
             ),
         };
         let (special, control) = special_tokens(tokens, &types, strips(gguf));
-        let (bytes, ends) = token_bytes(&kind, tokens, &types);
+        let vocabulary = gguf.vocabulary()?;
         let key = |name: &str| keys::id(gguf, &format!("tokenizer.ggml.{name}_token_id"), count);
         let add_bos = keys::flag(gguf, "tokenizer.ggml.add_bos_token", first)?;
         let bos = key("bos")?;
@@ -77,7 +75,7 @@ impl Tokenizer {
             "the file wants a first token and lacks `tokenizer.ggml.bos_token_id`"
         );
         let stops = [key("eos")?, key("eot")?].into_iter().flatten().collect();
-        Ok(Tokenizer { kind, special, control, bytes, ends, bos, add_bos, stops })
+        Ok(Tokenizer { kind, special, control, vocabulary, bos, add_bos, stops })
     }
 
     /// Appends the tokens of `text`; false if there are more than `encoding.most` (then some are left out).
@@ -134,16 +132,9 @@ impl Tokenizer {
         self.bos.filter(|_| self.add_bos)
     }
 
-    pub(super) fn vocab(&self) -> u32 {
-        self.ends.len() as u32
-    }
-
-    pub(super) fn token_bytes(&self, token: u32) -> &[u8] {
-        let token = token as usize;
-        let end = self.ends.get(token).map_or(0, |end| *end as usize);
-        let start =
-            token.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize);
-        self.bytes.get(start..end).unwrap_or_default()
+    /// What the tokens stand for.
+    pub(super) fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
     }
 }
 
@@ -172,18 +163,4 @@ fn special_tokens(tokens: &Texts, types: &[i64], strips: bool) -> (SpecialTokens
         }
     }
     (special, control)
-}
-
-/// What each token stands for.
-fn token_bytes(kind: &Kind, tokens: &Texts, types: &[i64]) -> (Vec<u8>, Vec<u32>) {
-    let mut bytes = Vec::new();
-    let mut ends = Vec::with_capacity(tokens.len());
-    for (text, token_type) in tokens.iter().zip(types) {
-        match kind {
-            Kind::Bytes(bpe) => bpe.spell(text, *token_type, &mut bytes),
-            Kind::Pieces(_) => Pieces::spell(text, *token_type, &mut bytes),
-        }
-        ends.push(bytes.len() as u32);
-    }
-    (bytes, ends)
 }

@@ -4,7 +4,7 @@
 
 use crate::error::Refusal;
 use crate::limits;
-use crate::request::{RequestRecord, Sampling};
+use crate::request::{Constraint, RequestRecord, Sampling};
 
 /// Refuses a record that no pipeline of this model could ever compute.
 ///
@@ -77,6 +77,28 @@ fn check_sampling(sampling: &Sampling, vocab: u32) -> Result<(), Refusal> {
     }
     if bias.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
         return Err(bad("logit_bias", "the entries must be sorted by token, each token once"));
+    }
+    sampling.constraint.as_ref().map_or(Ok(()), |constraint| check_constraint(constraint, vocab))
+}
+
+/// Whether its text means anything is for those to say who compile it.
+fn check_constraint(constraint: &Constraint, vocab: u32) -> Result<(), Refusal> {
+    let field = "constraint";
+    if constraint.text.len() > limits::CONSTRAINT_BYTES {
+        let why = format!("a constraint has at most {} bytes", limits::CONSTRAINT_BYTES);
+        return Err(bad(field, why));
+    }
+    if constraint.ends.is_empty() || constraint.ends.len() > limits::STOP_TOKENS {
+        return Err(bad(field, "a constrained answer needs a token that ends it"));
+    }
+    if constraint.control.len() > limits::CONSTRAINT_TOKENS {
+        let why = format!("a constraint names at most {} control tokens", limits::CONSTRAINT_TOKENS);
+        return Err(bad(field, why));
+    }
+    for tokens in [&constraint.ends, &constraint.control] {
+        if tokens.iter().any(|token| *token >= vocab) || tokens.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(bad(field, "its tokens must be the model's, sorted, each once"));
+        }
     }
     Ok(())
 }

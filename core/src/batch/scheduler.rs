@@ -9,10 +9,10 @@ use super::check::check_record;
 use super::pages::Pages;
 use super::sequence::{Age, Phase, Sequence};
 use super::{BatchConfig, BatchStats, StepError, Submitted};
-use crate::error::Refusal;
+use crate::error::{Fault, Refusal};
 use crate::ids::{SequenceId, StepId};
 use crate::limits;
-use crate::request::{Finish, GenerateEvent, RequestRecord, SampleOutcome, Sampled};
+use crate::request::{Finish, GenerateEvent, RequestRecord, SampleFault, SampleOutcome, Sampled};
 
 /// A step that was planned and has no result yet.
 pub(super) struct InFlight {
@@ -177,9 +177,12 @@ impl Scheduler {
         if expected != Some(step) {
             return Err(StepError::Order { got: step, expected });
         }
-        let mut tokens = sampled.iter().filter_map(|(_, outcome)| outcome.as_ref().ok());
-        if let Some(wrong) = tokens.find(|sampled| sampled.token >= self.config.vocab) {
-            return Err(StepError::Token(wrong.token));
+        let mut tokens = sampled.iter().filter_map(|(_, outcome)| match outcome {
+            SampleOutcome::Token(sampled) => Some(sampled.token),
+            _ => None,
+        });
+        if let Some(wrong) = tokens.find(|token| *token >= self.config.vocab) {
+            return Err(StepError::Token(wrong));
         }
         let asked = self.in_flight.front().map_or(0, |s| s.parts.iter().filter(|part| part.sample).count());
         let answers = sampled.len();
@@ -202,8 +205,9 @@ impl Scheduler {
                 && let Some(outcome) = by_name.remove(&part.name)
             {
                 match outcome {
-                    Ok(sampled) => self.accept(part.id, sampled, &mut events),
-                    Err(why) => self.fail(part.id, why, &mut events),
+                    SampleOutcome::Token(sampled) => self.accept(part.id, sampled, &mut events),
+                    SampleOutcome::Later => self.repeat(part.id),
+                    SampleOutcome::Failed(fault) => self.fail(part.id, fault, &mut events),
                 }
             }
             self.settle(part.id);
@@ -250,12 +254,29 @@ impl Scheduler {
         }
     }
 
+    /// The row from which the sequence was to sample goes into a step once more: the same token at
+    /// the same position, whose keys and values are written over with themselves.
+    fn repeat(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let known = sequence.known();
+        if let Some(life) = &mut sequence.life {
+            life.sent = life.sent.min(known.saturating_sub(1));
+        }
+    }
+
     /// Ends a sequence from which no token could be sampled: the same computation would fail again.
-    fn fail(&mut self, id: SequenceId, why: String, events: &mut Vec<(SequenceId, GenerateEvent)>) {
+    fn fail(&mut self, id: SequenceId, fault: SampleFault, events: &mut Vec<(SequenceId, GenerateEvent)>) {
         if self.sequences.get(&id).is_none_or(|sequence| sequence.phase == Phase::Ended) {
             return;
         }
-        events.push((id, GenerateEvent::Refused(Refusal::operator("sampling_failed", why))));
+        let refusal = match fault.fault {
+            Fault::Client => {
+                let refusal = Refusal::client("constraint_failed", "", fault.why);
+                Refusal { param: None, ..refusal }
+            }
+            _ => Refusal::operator("sampling_failed", fault.why),
+        };
+        events.push((id, GenerateEvent::Refused(refusal)));
         self.end(id);
     }
 

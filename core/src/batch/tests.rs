@@ -4,7 +4,9 @@
 use super::toy_tests::{Toy, VOCAB, record};
 use super::*;
 use crate::error::{Fault, Refusal, Retry};
-use crate::request::{GenerateEvent, RequestRecord, Sampled};
+use crate::request::{
+    Constraint, ConstraintKind, GenerateEvent, RequestRecord, SampleFault, SampleOutcome, Sampled,
+};
 
 fn config() -> BatchConfig {
     BatchConfig {
@@ -200,7 +202,7 @@ fn results_that_do_not_fit_are_told() {
     queued(&mut scheduler, ask(3, 9));
     let step = scheduler.next_step().unwrap();
     let name = step.chunks[0].sequence;
-    let sampled = |token| Ok(Sampled { token, logprob: None, top: Vec::new() });
+    let sampled = |token| SampleOutcome::Token(Sampled { token, logprob: None, top: Vec::new() });
     let early = scheduler.step_done(StepId(7), Vec::new());
     assert!(matches!(early, Err(StepError::Order { .. })));
     assert_eq!(scheduler.step_done(step.step, Vec::new()), Err(StepError::Sequences(step.step)));
@@ -221,7 +223,10 @@ fn a_sequence_without_a_token_ends_alone() {
     toy.send(step);
     let (step, mut results) = toy.done().unwrap();
     assert_eq!(results[0].0, sick_name);
-    results[0].1 = Err("the logit is not a number".into());
+    let token = SampleOutcome::Token(Sampled { token: 1, logprob: None, top: Vec::new() });
+    results[1].1 = token;
+    let fault = SampleFault { fault: Fault::Operator, why: "the logit is not a number".into() };
+    results[0].1 = SampleOutcome::Failed(fault);
     let events = scheduler.step_done(step, results).unwrap();
     let refusal = Refusal::operator("sampling_failed", "the logit is not a number");
     assert_eq!(events[0], (sick, GenerateEvent::Refused(refusal)));
@@ -230,8 +235,64 @@ fn a_sequence_without_a_token_ends_alone() {
     assert_eq!(next.closed, [sick_name], "its sampler can go");
     assert_eq!(next.chunks.len(), 1);
     toy.send(next);
-    let (step, results) = toy.done().unwrap();
+    let (step, mut results) = toy.done().unwrap();
+    results[0].1 = SampleOutcome::Token(Sampled { token: 1, logprob: None, top: Vec::new() });
     let events = scheduler.step_done(step, results).unwrap();
     assert!(matches!(events.last(), Some((id, GenerateEvent::Finished(_))) if *id == well), "{events:?}");
     assert_eq!(scheduler.stats().free_pages, free);
+}
+
+#[test]
+fn a_row_is_computed_again_until_its_sampler_is_ready() {
+    let config = BatchConfig { stages: 1, ..config() };
+    let mut scheduler = Scheduler::new(config);
+    let id = queued(&mut scheduler, ask(11, 2));
+    let first = scheduler.next_step().unwrap();
+    assert_eq!((first.chunks[0].tokens.len(), first.chunks[0].sample), (8, false));
+    let second = scheduler.next_step().unwrap();
+    let name = second.chunks[0].sequence;
+    assert_eq!((second.chunks[0].tokens.len(), second.chunks[0].sample), (3, true));
+    assert!(scheduler.step_done(first.step, Vec::new()).unwrap().is_empty());
+    let mut step = second.step;
+    for _ in 0..3 {
+        assert!(scheduler.step_done(step, vec![(name, SampleOutcome::Later)]).unwrap().is_empty());
+        let again = scheduler.next_step().unwrap();
+        let chunk = &again.chunks[0];
+        assert_eq!((chunk.sequence, chunk.start, chunk.tokens.len()), (name, 10, 1));
+        assert!(chunk.sample && chunk.open.is_none());
+        step = again.step;
+    }
+    let token = SampleOutcome::Token(Sampled { token: 1, logprob: None, top: Vec::new() });
+    let events = scheduler.step_done(step, vec![(name, token)]).unwrap();
+    assert!(matches!(&events[..], [(one, GenerateEvent::Token(_))] if *one == id), "{events:?}");
+}
+
+#[test]
+fn a_constraint_that_can_not_go_on_is_the_clients() {
+    let mut scheduler = Scheduler::new(config());
+    let id = queued(&mut scheduler, ask(3, 9));
+    let step = scheduler.next_step().unwrap();
+    let fault = SampleFault { fault: Fault::Client, why: "the grammar is too complex".into() };
+    let outcome = vec![(step.chunks[0].sequence, SampleOutcome::Failed(fault))];
+    let events = scheduler.step_done(step.step, outcome).unwrap();
+    let [(one, GenerateEvent::Refused(refusal))] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((*one, refusal.fault, refusal.retry), (id, Fault::Client, Retry::Never));
+    assert_eq!(refusal.code, "constraint_failed");
+}
+
+#[test]
+fn constraints_are_bounded() {
+    let good = Constraint { kind: ConstraintKind::Regex, text: "a".into(), ends: vec![3], control: vec![] };
+    let refused = |constraint: Constraint| {
+        let mut asked = ask(3, 9);
+        asked.sampling.constraint = Some(constraint);
+        check_record(&asked, VOCAB, 200).is_err_and(|refusal| refusal.param.as_deref() == Some("constraint"))
+    };
+    assert!(!refused(good.clone()));
+    let long = "a".repeat(crate::limits::CONSTRAINT_BYTES + 1);
+    assert!(refused(Constraint { text: long, ..good.clone() }));
+    assert!(refused(Constraint { ends: vec![], ..good.clone() }));
+    assert!(refused(Constraint { ends: vec![VOCAB], ..good.clone() }));
+    assert!(refused(Constraint { control: vec![2, 2], ..good.clone() }));
+    assert!(refused(Constraint { control: (0..65).collect(), ..good }));
 }

@@ -10,6 +10,7 @@ mod rope;
 pub mod synthetic;
 mod tensors;
 mod value;
+mod vocabulary;
 
 #[cfg(test)]
 mod config_tests;
@@ -23,6 +24,7 @@ use crate::limits;
 use crate::model::{ModelConfig, ModelSpec, TensorType};
 
 pub use value::{Texts, Value};
+pub use vocabulary::{ByteAlphabet, Vocabulary};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
@@ -108,6 +110,11 @@ impl Gguf {
     /// Keys and tensors that this build would have to ignore are refused by name.
     pub fn config(&self) -> Result<ModelConfig, GgufError> {
         config::config(self)
+    }
+
+    /// What the file's tokens stand for.
+    pub fn vocabulary(&self) -> Result<Vocabulary, GgufError> {
+        Vocabulary::from_gguf(self)
     }
 
     /// The model's entry for the cluster. `digests`: of each tensor in the order of `tensors`.

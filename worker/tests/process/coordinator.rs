@@ -326,5 +326,7 @@ pub fn assignment(
         next: next.to_owned(),
         driver: driver.to_owned(),
         sources: vec![driver.to_owned()],
+        header: Vec::new().into(),
+        header_bytes: 0,
     }
 }

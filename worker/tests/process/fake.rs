@@ -1,6 +1,7 @@
 //! A fake arithmetic: every value is a hash over all that came before it, so any missing, doubled or
 //! reordered step changes every later result.
 
+use caravan_constraint::Allowed;
 use caravan_core::cluster::LayerTime;
 use caravan_core::ids::Digest;
 use caravan_core::model::{Family, ModelConfig, Place, TensorSpec, TensorType};
@@ -123,7 +124,12 @@ impl Sampler for FakeSampler {
         }
     }
 
-    fn sample(&mut self, position: u32, logits: &mut [f32]) -> Result<Sampled, SampleError> {
+    fn sample(
+        &mut self,
+        position: u32,
+        logits: &mut [f32],
+        _allowed: Option<&Allowed>,
+    ) -> Result<Sampled, SampleError> {
         if position != self.seen {
             return Err(SampleError::Driver(format!("sampled at {position} having seen {}", self.seen)));
         }

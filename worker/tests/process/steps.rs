@@ -35,7 +35,7 @@ pub fn reference(stages: u32, size: usize) -> Vec<StageWork<Fake>> {
             };
             let slice = Fake::load(spec, &Direct(size), None, &|_| ()).unwrap();
             let shape = Shape { hidden: HIDDEN, vocab: VOCAB, first: stage == 0, last: stage + 1 == stages };
-            StageWork::new(slice, shape)
+            StageWork::new(slice, shape, None)
         })
         .collect()
 }

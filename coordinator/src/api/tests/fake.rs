@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use caravan_constraint::{Compiler, ConstraintError};
 use caravan_core::cluster::{
     ClusterState, Coordinator, LayerTime, Outcome, Worker, WorkerProfile, WorkerState,
 };
 use caravan_core::error::Refusal;
+use caravan_core::gguf::Vocabulary;
 use caravan_core::ids::{CoordinatorId, Digest, Epoch, PipelineId, WorkerId};
 use caravan_core::model::{Family, ModelConfig, ModelSpec};
 use caravan_core::plan::{Pipeline, Plan, Slice, Stage};
-use caravan_core::request::{Finish, GenerateEvent, RequestRecord, Sampled, TokenLogprob};
+use caravan_core::request::{Constraint, Finish, GenerateEvent, RequestRecord, Sampled, TokenLogprob};
 use caravan_proto::wire;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
@@ -24,7 +26,7 @@ use crate::api::{Waits, build};
 use crate::consensus::{ConsensusStatus, Role};
 use crate::driver::PipelineStats;
 use crate::fleet::WorkerRuntime;
-use crate::text::ChatMessage;
+use crate::text::{Conversation, ToolStyle};
 
 pub const END: u32 = 256;
 pub const VOCAB: u32 = 260;
@@ -36,9 +38,9 @@ pub struct Bytes {
 }
 
 impl Text for Bytes {
-    fn chat_tokens(&self, messages: &[ChatMessage], most: usize) -> Result<Vec<u32>, Refusal> {
-        let text: String =
-            messages.iter().map(|one| format!("{}:{}\n", &one.role[..1], one.content)).collect();
+    fn chat_tokens(&self, conversation: &Conversation, most: usize) -> Result<Vec<u32>, Refusal> {
+        let messages = conversation.messages.iter();
+        let text: String = messages.map(|one| format!("{}:{}\n", &one.role[..1], one.content)).collect();
         let long =
             || Refusal::client("context_length_exceeded", "messages", format!("messages: over {most}"));
         self.raw_tokens(&text, most).ok_or_else(long)
@@ -64,6 +66,22 @@ impl Text for Bytes {
             259 => b"three ",
             _ => b"",
         }
+    }
+
+    fn tool_style(&self) -> ToolStyle {
+        ToolStyle::Hermes
+    }
+
+    fn control_token(&self, _text: &str) -> Option<u32> {
+        None
+    }
+
+    fn check_constraint(&self, constraint: &Constraint) -> Result<(), ConstraintError> {
+        let tokens = (0..VOCAB).map(|token| match token {
+            END => Err("<|end|>".to_owned()),
+            token => Ok(self.token_bytes(token).to_vec()),
+        });
+        Compiler::new(&Vocabulary::new(tokens), &constraint.ends)?.compile(constraint).map(drop)
     }
 }
 

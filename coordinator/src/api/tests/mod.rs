@@ -9,6 +9,7 @@ mod fake;
 mod health;
 mod sockets;
 mod streams;
+mod tools;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
