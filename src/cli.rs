@@ -11,9 +11,11 @@ use caravan_core::limits;
 use clap::builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
+mod key;
 mod measure;
 
-pub use measure::{BenchArgs, BenchCommand, EngineArgs, EvalArgs, HttpArgs};
+pub use key::{KeyArgs, KeyCommand};
+pub use measure::{BenchArgs, BenchCommand, EngineArgs, EvalArgs, HttpArgs, StoreArgs};
 
 /// Serve a language model on several ordinary machines.
 #[derive(Clone, Debug, Parser)]
@@ -64,6 +66,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Talk with a model of a running cluster
     Chat(ChatArgs),
+    /// Make, list and revoke the API keys of tenants
+    Key(KeyArgs),
     /// Fetch, list and inspect models
     Model(ModelArgs),
     /// Measure the engine, or any server with an OpenAI API

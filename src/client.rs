@@ -21,7 +21,12 @@ const LINE_BYTES: u64 = 1 << 20;
 pub struct Client {
     base: String,
     agent: Agent,
+    /// `Authorization`, if there is a key in the environment.
+    bearer: Option<String>,
 }
+
+/// Holds the API key that the commands send.
+const KEY_VARIABLE: &str = "CARAVAN_API_KEY";
 
 /// The cluster answered, and the answer is no.
 #[derive(Debug, thiserror::Error)]
@@ -49,14 +54,41 @@ impl Client {
             .timeout_recv_response(Some(wait))
             .timeout_per_read(Some(SILENCE))
             .build();
-        Client { base, agent: config.into() }
+        let key = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
+        Client { base, agent: config.into(), bearer: key.map(|key| format!("Bearer {key}")) }
     }
 
     /// Status and body of a question. A body that is not JSON is given as a string.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
         let url = format!("{}{path}", self.base);
-        let mut response = self.agent.get(&url).call().map_err(|error| self.unreachable(&error))?;
+        let mut request = self.agent.get(&url);
+        if let Some(bearer) = &self.bearer {
+            request = request.header("authorization", bearer);
+        }
+        let mut response = request.call().map_err(|error| self.unreachable(&error))?;
         Ok((response.status().as_u16(), body(&mut response)?))
+    }
+
+    /// Posts a command that must be answered with 200.
+    pub fn post(&self, path: &str, request: &Value) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.base);
+        self.done(self.agent.post(&url).send_json(request))
+    }
+
+    /// Deletes what must be there.
+    pub fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.base);
+        self.done(self.agent.delete(&url).call())
+    }
+
+    fn done(&self, sent: Result<Response<Body>, ureq::Error>) -> anyhow::Result<Value> {
+        let mut response = sent.map_err(|error| self.unreachable(&error))?;
+        let status = response.status().as_u16();
+        let body = body(&mut response)?;
+        if status == 200 {
+            return Ok(body);
+        }
+        Err(Refused { status, message: message(&body) }.into())
     }
 
     /// The body of a question that must be answered with 200.
@@ -76,8 +108,11 @@ impl Client {
         event: &mut dyn FnMut(&Value) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let url = format!("{}{path}", self.base);
-        let sent =
-            self.agent.post(&url).config().timeout_recv_response(Some(SILENCE)).build().send_json(request);
+        let mut post = self.agent.post(&url).config().timeout_recv_response(Some(SILENCE)).build();
+        if let Some(bearer) = &self.bearer {
+            post = post.header("authorization", bearer);
+        }
+        let sent = post.send_json(request);
         let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
         if status != 200 {

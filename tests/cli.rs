@@ -34,7 +34,7 @@ fn run(command: &mut Command) -> Said {
 #[test]
 fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
-    let commands = ["", "up", "coordinator", "worker", "status", "chat", "model", "bench", "eval"];
+    let commands = ["", "up", "coordinator", "worker", "status", "chat", "key", "model", "bench", "eval"];
     let inner = ["model pull", "model list", "model inspect", "bench engine", "bench http"];
     for words in commands.iter().chain(&inner) {
         let said = run(caravan(home.path()).args(words.split_whitespace()).arg("--help"));

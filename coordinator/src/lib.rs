@@ -11,4 +11,5 @@ pub mod fleet;
 pub mod generate;
 pub mod model_files;
 pub mod node;
+mod retention;
 pub mod text;

@@ -25,6 +25,7 @@ use crate::driver::{DriverConfig, Drivers};
 use crate::fleet::{Fleet, FleetConfig};
 use crate::generate::Generator;
 use crate::model_files::ModelFiles;
+use crate::retention;
 
 #[derive(Clone, Debug)]
 pub struct CoordinatorConfig {
@@ -54,11 +55,13 @@ pub async fn run(config: CoordinatorConfig, shutdown: impl Future<Output = ()>) 
     let grpc_task = tokio::spawn(serve_grpc(grpc, parts.clone(), stopped.clone()));
     let http_task = tokio::spawn(api::serve(http, api::router(parts.clone()), until(stopped)));
     let me = Coordinator { grpc: advertised, http: http_address, holds: Vec::new() };
+    let expiring = tokio::spawn(retention::run(parts.consensus.clone()));
     let registering = register(config, me, parts.consensus.clone(), models);
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         Err(error) = registering => Err(error),
     };
+    expiring.abort();
     stop.send_replace(true);
     let bound = Duration::from_millis(limits::SHUTDOWN_MS);
     let _ = tokio::time::timeout(bound, http_task).await;

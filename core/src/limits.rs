@@ -4,7 +4,7 @@
 //! Must never hold logic.
 
 /// Version of the messages between nodes. Nodes of another version are refused with a clear error.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Version of the kernels' arithmetic; part of the numerics profile.
 pub const KERNEL_VERSION: &str = "i16-2";
 
@@ -184,7 +184,7 @@ pub const RAFT_ELECTION_MIN_MS: u64 = 400;
 pub const RAFT_ELECTION_MAX_MS: u64 = 800;
 pub const PROPOSE_MS: u64 = 5_000;
 pub const COMMAND_BYTES: usize = 4 << 20;
-pub const SNAPSHOT_BYTES: usize = 256 << 20;
+pub const SNAPSHOT_BYTES: u64 = 4 * STORE_BYTES;
 pub const SNAPSHOT_EVERY_ENTRIES: u64 = 2_000;
 pub const LOG_KEEP_ENTRIES: u64 = 500;
 /// Entries and bytes of one replication message; a single larger entry travels alone.
@@ -207,6 +207,20 @@ pub const RAFT_DOWN_MS: u64 = 1_500;
 pub const MEMBERSHIP_MS: u64 = 30_000;
 /// Commands under way in one coordinator; more wait.
 pub const PROPOSALS: usize = 256;
+/// Commands, and bytes, of one log entry; a single larger command has one for itself.
+pub const GROUP_COMMANDS: usize = 256;
+pub const GROUP_BYTES: usize = 512 << 10;
+/// Entries with commands that may be under way at a time: one is synced while one is replicated.
+pub const GROUPS: usize = 2;
+/// The applied state is synced this often while it changes; a restart applies what came after.
+pub const STATE_SYNC_MS: u64 = 2_000;
+pub const STATE_CACHE_BYTES: usize = 64 << 20;
+/// A row of the applied state.
+pub const ROW_BYTES: u64 = 64 << 20;
+/// Sets of changed responses that a listener may lag behind.
+pub const STORE_CHANGES: usize = 1_024;
+/// How long the log may still hold what was deleted.
+pub const SCRUB_MS: u64 = 60_000;
 /// Writes queued for the log's disk, and bytes of one commit.
 pub const LOG_WRITES: usize = 1_024;
 pub const LOG_BATCH_BYTES: usize = 8 << 20;
@@ -236,6 +250,8 @@ pub const IDEMPOTENCY_MS: u64 = 24 * 3_600_000;
 pub const RETENTION_MS: u64 = 30 * 24 * 3_600_000;
 /// Bytes of all stored objects together; beyond it the oldest go.
 pub const STORE_BYTES: u64 = 8 << 30;
+/// How often the leader looks for what is past its time.
+pub const EXPIRE_EVERY_MS: u64 = 30_000;
 /// Objects that one command removes at most.
 pub const EXPIRE_PER_COMMAND: usize = 256;
 /// How long the chunks of an object that never came are kept.
@@ -243,6 +259,8 @@ pub const UPLOAD_MS: u64 = 600_000;
 /// Answers that are not over, over all tenants.
 pub const RUNS_UNFINISHED: u64 = 10_000;
 pub const API_KEYS: u64 = 4_096;
+/// Of a key that a client sends.
+pub const API_KEY_BYTES: usize = 256;
 pub const KEY_NAME_BYTES: usize = 128;
 /// Rows of one page of a list.
 pub const PAGE_ITEMS: usize = 100;

@@ -26,6 +26,44 @@ pub enum BenchCommand {
     Engine(EngineArgs),
     /// Measure a server with an OpenAI API, this one or another, under load
     Http(HttpArgs),
+    /// Measure the store of responses: coordinators of its own in this process, on real files
+    Store(StoreArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:
+  caravan bench store --coordinators 3 --clients 64 --responses 20000 --json
+
+A response is two commits: accepted, answered. Each is on the disks of a majority before it counts.")]
+pub struct StoreArgs {
+    /// Coordinators that replicate
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=7))]
+    pub coordinators: u64,
+
+    /// Clients that each wait for one commit after the other
+    #[arg(long, value_name = "N", default_value_t = 64,
+        value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_CLIENTS as u64))]
+    pub clients: u64,
+
+    /// Responses that are stored
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub responses: u64,
+
+    /// Bytes of each request record, of its input and of its answer
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1 << 18))]
+    pub bytes: u32,
+
+    /// Pages of 20 responses listed afterwards, each from another place
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    pub pages: u64,
+
+    /// Folder for the files of the measurement, on the disk to be measured; a new one in it is used, and removed
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub folder: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

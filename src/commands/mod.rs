@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod coordinator;
 mod eval;
+mod key;
 mod model;
 mod status;
 mod up;
@@ -22,6 +23,7 @@ pub fn run(cli: Box<Cli>) -> anyhow::Result<()> {
         Command::Worker(args) => worker::run(args),
         Command::Status(args) => status::run(&args),
         Command::Chat(args) => chat::run(args),
+        Command::Key(args) => key::run(args),
         Command::Model(args) => model::run(args.command),
         Command::Bench(args) => bench::run(args.command),
         Command::Eval(args) => eval::run(&args),

@@ -193,12 +193,12 @@ pub async fn rebalance(State(app): State<Arc<App>>, request: Request) -> Result<
 }
 
 /// A command's body may be empty.
-fn command_fields(body: &[u8]) -> Result<Fields, Refusal> {
+pub fn command_fields(body: &[u8]) -> Result<Fields, Refusal> {
     if body.iter().all(u8::is_ascii_whitespace) { Fields::parse(b"{}") } else { Fields::parse(body) }
 }
 
 /// A browser says when a page of another site sends a command; nobody else sends this header.
-fn same_site(headers: &HeaderMap) -> Result<(), ApiError> {
+pub fn same_site(headers: &HeaderMap) -> Result<(), ApiError> {
     match headers.get("sec-fetch-site").map(|value| value.as_bytes()) {
         Some(b"cross-site") => {
             Err(ApiError::request("cross_site", "a page of another site may not command this cluster"))

@@ -11,12 +11,13 @@ use caravan_core::ids::{PipelineId, WorkerId};
 use caravan_core::model::ModelSpec;
 use caravan_core::plan::Plan;
 use caravan_core::request::{GenerateEvent, RequestRecord};
+use caravan_core::store::{StoreCommand, StoreOutcome};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 
 use super::ApiParts;
-use crate::consensus::ConsensusStatus;
+use crate::consensus::{ApiKeys, ConsensusStatus};
 use crate::driver::PipelineStats;
 use crate::fleet::WorkerRuntime;
 use crate::text::{ChatMessage, TextModel};
@@ -27,6 +28,8 @@ pub trait Backend: Send + Sync + 'static {
     fn state(&self) -> watch::Receiver<Arc<ClusterState>>;
     fn status(&self) -> watch::Receiver<ConsensusStatus>;
     fn linearize(&self) -> BoxFuture<'_, Result<(), Refusal>>;
+    fn api_keys(&self) -> ApiKeys;
+    fn store(&self, command: StoreCommand) -> BoxFuture<'_, Result<StoreOutcome, Refusal>>;
     /// Tokenizer and template of a model.
     fn text(&self, spec: Arc<ModelSpec>) -> BoxFuture<'_, Result<Arc<dyn Text>, Refusal>>;
     /// `Token`s, then one `Finished` or `Refused`. Dropping the stream cancels.
@@ -86,6 +89,14 @@ impl Backend for ApiParts {
 
     fn linearize(&self) -> BoxFuture<'_, Result<(), Refusal>> {
         self.consensus.linearize().boxed()
+    }
+
+    fn api_keys(&self) -> ApiKeys {
+        self.consensus.api_keys().borrow().clone()
+    }
+
+    fn store(&self, command: StoreCommand) -> BoxFuture<'_, Result<StoreOutcome, Refusal>> {
+        self.consensus.store(command).boxed()
     }
 
     fn text(&self, spec: Arc<ModelSpec>) -> BoxFuture<'_, Result<Arc<dyn Text>, Refusal>> {

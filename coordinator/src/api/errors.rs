@@ -25,12 +25,15 @@ impl From<Refusal> for ApiError {
 /// Status of a refusal, by fault and code.
 fn status_of(refusal: &Refusal) -> StatusCode {
     match (refusal.fault, refusal.code.as_str()) {
-        (Fault::Client, "model_not_found" | "not_found" | "worker_not_found") => StatusCode::NOT_FOUND,
+        (Fault::Client, "model_not_found" | "not_found" | "worker_not_found" | "key_not_found") => {
+            StatusCode::NOT_FOUND
+        }
         (Fault::Client, "body_too_large") => StatusCode::PAYLOAD_TOO_LARGE,
         (Fault::Client, "unsupported_media_type") => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         (Fault::Client, "method_not_allowed") => StatusCode::METHOD_NOT_ALLOWED,
         (Fault::Client, "body_timeout") => StatusCode::REQUEST_TIMEOUT,
-        (Fault::Client, "cross_site") => StatusCode::FORBIDDEN,
+        (Fault::Client, "invalid_api_key" | "no_api_keys") => StatusCode::UNAUTHORIZED,
+        (Fault::Client, "cross_site" | "not_local") => StatusCode::FORBIDDEN,
         (Fault::Client, "conflict") => StatusCode::CONFLICT,
         (Fault::Client, _) => StatusCode::BAD_REQUEST,
         (Fault::Cluster, "queue_full") => StatusCode::TOO_MANY_REQUESTS,

@@ -141,6 +141,7 @@ fn route(path: &str) -> &'static str {
     match ROUTES.iter().find(|route| **route == path) {
         Some(route) => route,
         None if path.starts_with("/v1/models") => "/v1/models",
+        None if path.starts_with("/admin/v1/keys") => "/admin/v1/keys",
         None if path.starts_with("/admin/v1/workers") => "/admin/v1/workers",
         None => "other",
     }

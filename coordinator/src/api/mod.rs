@@ -4,6 +4,7 @@
 
 mod admin;
 mod answer;
+mod auth;
 mod backend;
 mod body;
 mod chat;
@@ -14,6 +15,7 @@ mod events;
 mod fields;
 mod health;
 mod job;
+mod keys;
 mod metrics;
 mod models;
 mod params;
@@ -32,7 +34,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use caravan_core::cluster::ClusterState;
 use caravan_core::ids::CoordinatorId;
 use caravan_core::limits;
@@ -141,6 +143,8 @@ fn build(backend: Arc<dyn Backend>, waits: Waits) -> Router {
         .route("/admin/v1/workers/{id}/drain", post(admin::drain))
         .route("/admin/v1/plan", get(admin::plan))
         .route("/admin/v1/plan/rebalance", post(admin::rebalance))
+        .route("/admin/v1/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/keys/{id}", delete(keys::revoke))
         .route("/admin/v1/requests", get(admin::requests))
         .route("/admin/v1/events", get(events::stream))
         .route("/livez", get(health::livez))
@@ -148,6 +152,7 @@ fn build(backend: Arc<dyn Backend>, waits: Waits) -> Router {
         .route("/metrics", get(metrics::scrape))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), auth::guard))
         .layer(middleware::from_fn_with_state(app.clone(), metrics::track))
         .with_state(app)
 }

@@ -237,7 +237,8 @@ fn a_message_for_another_coordinator_is_refused() {
     let node = cluster.node(1);
     node.run(async {
         let mut client = RaftClient::connect(format!("http://{}", cluster.addresses[&1])).await.unwrap();
-        let data = caravan_proto::pack(&Envelope { from: 3, to: 2, body: command(1) }).unwrap();
+        let data =
+            caravan_proto::pack(&Envelope { from: 3, to: 2, body: Proposal::Cluster(command(1)) }).unwrap();
         let status = client.propose(RaftPayload { data }).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
         for method in 0..4 {

@@ -23,35 +23,35 @@ enum Change {
     Bytes(usize, Vec<u8>),
 }
 
-struct Image {
-    bytes: Vec<u8>,
-    acknowledged: u64,
+pub(super) struct Image {
+    pub bytes: Vec<u8>,
+    pub acknowledged: u64,
     issued: u64,
 }
 
-struct Disk {
-    now: Vec<u8>,
+pub(super) struct Disk {
+    pub now: Vec<u8>,
     synced: Vec<u8>,
     unsynced: Vec<Change>,
     syncs: u64,
     /// Bytes that still fit.
-    room: usize,
+    pub room: usize,
     random: Random,
-    images: Vec<Image>,
+    pub images: Vec<Image>,
     /// One image in so many calls; 0 for none.
-    image_every: u64,
-    progress: Arc<Progress>,
+    pub image_every: u64,
+    pub progress: Arc<Progress>,
 }
 
 #[derive(Default)]
-struct Progress {
+pub(super) struct Progress {
     issued: AtomicU64,
-    acknowledged: AtomicU64,
+    pub acknowledged: AtomicU64,
 }
 
 impl Disk {
     /// What a power cut right now could leave.
-    fn crash(&mut self) -> Vec<u8> {
+    pub fn crash(&mut self) -> Vec<u8> {
         let mut bytes = self.synced.clone();
         for change in &self.unsynced {
             if self.random.below(2) == 0 {
@@ -85,7 +85,7 @@ impl Disk {
 }
 
 #[derive(Clone)]
-struct Backend(Arc<Mutex<Disk>>);
+pub(super) struct Backend(pub Arc<Mutex<Disk>>);
 
 impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -137,7 +137,7 @@ impl StorageBackend for Backend {
     }
 }
 
-fn disk(bytes: Vec<u8>, seed: u64) -> Backend {
+pub(super) fn disk(bytes: Vec<u8>, seed: u64) -> Backend {
     Backend(Arc::new(Mutex::new(Disk {
         now: bytes.clone(),
         synced: bytes,

@@ -6,14 +6,18 @@
 // The library's errors are large; they are rare, and its traits fix the type.
 #![allow(clippy::result_large_err)]
 
+mod groups;
 mod log_store;
+mod measure;
 mod membership;
 mod network;
 mod propose;
+mod scrub;
 mod service;
 mod state_machine;
 mod status;
 mod store;
+mod tables;
 mod types;
 mod writer;
 
@@ -24,37 +28,47 @@ mod crash_tests;
 #[cfg(test)]
 mod network_tests;
 #[cfg(test)]
+mod objects_tests;
+#[cfg(test)]
 mod partition_tests;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]
+mod tables_tests;
+#[cfg(test)]
 mod testkit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use caravan_core::cluster::ClusterState;
+use caravan_core::error::Refusal;
 use caravan_core::ids::CoordinatorId;
 use caravan_core::limits;
+use caravan_core::store::{ApiKey, Key};
 use caravan_proto::wire::raft_server::RaftServer;
 use openraft::error::{InitializeError, RaftError};
 use openraft::{BasicNode, Config, SnapshotPolicy};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub use measure::{StoreFigures, StoreLoad, measure_store};
 pub use service::RaftService;
 pub use store::OpenError;
+pub use tables::{RowsError, View};
 
 use network::{Network, Peers};
 use state_machine::StateMachine;
 use store::Store;
+use tables::Tables;
 use types::{NodeId, Raft};
 
-/// Name of the file in the data directory.
+/// Names of the files in the data directory: the log, and what applying it gave.
 const FILE: &str = "consensus.redb";
+const STATE_FILE: &str = "state.redb";
 
 pub struct ConsensusConfig {
     pub me: CoordinatorId,
@@ -73,11 +87,17 @@ pub struct Compaction {
     pub every: u64,
     /// Entries kept before the snapshot, for followers that lag a little.
     pub keep: u64,
+    /// How long the log may still hold what was deleted.
+    pub scrub_ms: u64,
 }
 
 impl Default for Compaction {
     fn default() -> Compaction {
-        Compaction { every: limits::SNAPSHOT_EVERY_ENTRIES, keep: limits::LOG_KEEP_ENTRIES }
+        Compaction {
+            every: limits::SNAPSHOT_EVERY_ENTRIES,
+            keep: limits::LOG_KEEP_ENTRIES,
+            scrub_ms: limits::SCRUB_MS,
+        }
     }
 }
 
@@ -102,12 +122,16 @@ pub struct ConsensusStatus {
     pub members: BTreeMap<CoordinatorId, bool>,
 }
 
+/// API keys by id.
+pub type ApiKeys = Arc<BTreeMap<String, ApiKey>>;
+
 /// Handle to this coordinator's Raft node.
 #[derive(Clone)]
 pub struct Consensus {
     state: watch::Receiver<Arc<ClusterState>>,
     status: watch::Receiver<ConsensusStatus>,
     applied: watch::Receiver<Option<u64>>,
+    keys: watch::Receiver<ApiKeys>,
     inner: Arc<Inner>,
 }
 
@@ -116,8 +140,11 @@ struct Inner {
     raft: Raft,
     peers: Arc<Peers>,
     store: Store,
+    tables: Tables,
     status: watch::Receiver<ConsensusStatus>,
     proposals: Semaphore,
+    groups: mpsc::Sender<groups::Waiting>,
+    responses: broadcast::Sender<Arc<BTreeSet<Key>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -136,13 +163,14 @@ impl Consensus {
         let me = config.me.0;
         let addresses: BTreeMap<NodeId, String> =
             config.peers.into_iter().map(|(id, addr)| (id.0, addr)).collect();
-        let store = open(config.data_dir, me).await?;
-        let (machine, watches) = StateMachine::open(store.clone()).await.context(UNREADABLE)?;
+        let (store, tables) = open(config.data_dir, me).await?;
+        let (machine, watches) = StateMachine::open(tables.clone()).await.context(UNREADABLE)?;
         let peers = Peers::new(me, addresses.clone());
-        let raft =
-            Raft::new(me, Arc::new(raft_config(compaction)?), Network(peers.clone()), store.clone(), machine)
-                .await
-                .context(UNREADABLE)?;
+        let network = Network { peers: peers.clone(), tables: tables.clone() };
+        let raft = Raft::new(me, Arc::new(raft_config(compaction)?), network, store.clone(), machine)
+            .await
+            .context(UNREADABLE)?;
+        let (groups, queue) = mpsc::channel(limits::PROPOSALS);
         let metrics = raft.metrics();
         let now = status::read(&metrics.borrow(), &peers, Duration::ZERO);
         let (publish, status) = watch::channel(now);
@@ -150,17 +178,22 @@ impl Consensus {
             tokio::spawn(status::run(metrics.clone(), peers.clone(), publish)),
             tokio::spawn(status::probe(metrics, peers.clone())),
             tokio::spawn(found(raft.clone(), me, addresses)),
+            tokio::spawn(groups::run(raft.clone(), queue)),
+            tokio::spawn(scrub::run(raft.clone(), watches.deleted, compaction.scrub_ms)),
         ];
         let inner = Inner {
             raft,
             peers,
             store,
+            tables,
             status: status.clone(),
             proposals: Semaphore::new(limits::PROPOSALS),
+            groups,
+            responses: watches.responses,
             tasks: Mutex::new(tasks),
         };
-        let (state, applied) = (watches.state, watches.applied);
-        Ok(Consensus { state, status, applied, inner: Arc::new(inner) })
+        let (state, applied, keys) = (watches.state, watches.applied, watches.keys);
+        Ok(Consensus { state, status, applied, keys, inner: Arc::new(inner) })
     }
 
     /// The state applied here; changes are watched. May lag behind the leader.
@@ -170,6 +203,26 @@ impl Consensus {
 
     pub fn status(&self) -> watch::Receiver<ConsensusStatus> {
         self.status.clone()
+    }
+
+    /// Reads rows as they are applied here; `linearize` first, where nothing acknowledged may be
+    /// missing.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&View) -> Result<T, RowsError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.inner.tables.look(job).await.map_err(propose::stopped)
+    }
+
+    /// The API keys applied here, revoked ones too.
+    pub fn api_keys(&self) -> watch::Receiver<ApiKeys> {
+        self.keys.clone()
+    }
+
+    /// Responses that are written or removed here from now on: keys of their table. A receiver that
+    /// lags behind is told so, and looks at the rows again.
+    pub fn changed_responses(&self) -> broadcast::Receiver<Arc<BTreeSet<Key>>> {
+        self.inner.responses.subscribe()
     }
 
     /// The service that the other coordinators call; to be mounted on this node's gRPC server.
@@ -189,6 +242,9 @@ impl Consensus {
         if let Err(error) = self.inner.store.close().await {
             tracing::warn!(%error, "the consensus log was not closed cleanly");
         }
+        if let Err(error) = self.inner.tables.close().await {
+            tracing::warn!(%error, "the state's file was not closed cleanly");
+        }
     }
 }
 
@@ -196,12 +252,15 @@ impl Consensus {
 const UNREADABLE: &str = "the coordinator's data folder can't be read: another version of caravan wrote it, or it is damaged; \
     use that version, or move the folders of all coordinators away, which forgets the cluster (retrying won't help)";
 
-async fn open(data_dir: PathBuf, me: NodeId) -> anyhow::Result<Store> {
+async fn open(data_dir: PathBuf, me: NodeId) -> anyhow::Result<(Store, Tables)> {
     let opening = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&data_dir)
             .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
         let file = data_dir.join(FILE);
-        Store::open(&file, me).with_context(|| format!("can't open {}", file.display()))
+        let store = Store::open(&file, me).with_context(|| format!("can't open {}", file.display()))?;
+        let file = data_dir.join(STATE_FILE);
+        let tables = Tables::open(&file, &data_dir, me);
+        Ok((store, tables.with_context(|| format!("can't open {}", file.display()))?))
     });
     opening.await?
 }

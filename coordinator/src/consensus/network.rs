@@ -11,17 +11,21 @@ use caravan_core::limits;
 use caravan_proto::wire::raft_client::RaftClient;
 use caravan_proto::wire::{RaftPayload, ReadIndexRequest};
 use caravan_proto::{pack, unpack};
+use openraft::error::{Fatal, ReplicationClosed, StreamingError};
 use openraft::error::{InstallSnapshotError, NetworkError, RaftError, RemoteError, Unreachable};
+use openraft::network::snapshot_transport::{Chunked, SnapshotTransport};
 use openraft::network::{Backoff, RPCOption};
-use openraft::{BasicNode, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::SnapshotResponse;
+use openraft::{BasicNode, OptionalSend, RaftNetwork, RaftNetworkFactory};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use super::tables::{Body, Tables};
 use super::types::{
-    AppendRequest, AppendResponse, ChunkRequest, ChunkResponse, Envelope, LogId, NodeId, RpcError,
+    AppendRequest, AppendResponse, ChunkRequest, ChunkResponse, Envelope, LogId, NodeId, RpcError, Snapshot,
     TypeConfig, Vote, VoteRequest, VoteResponse,
 };
 
@@ -130,13 +134,22 @@ fn client(addr: &str) -> Result<Client, Status> {
 }
 
 /// Makes the library's connections.
-pub(super) struct Network(pub Arc<Peers>);
+pub(super) struct Network {
+    pub peers: Arc<Peers>,
+    pub tables: Tables,
+}
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
-        Connection { peers: self.0.clone(), target, stored: node.addr.clone(), under_way: None }
+        Connection {
+            peers: self.peers.clone(),
+            tables: self.tables.clone(),
+            target,
+            stored: node.addr.clone(),
+            under_way: None,
+        }
     }
 }
 
@@ -147,6 +160,7 @@ type AppendTask = JoinHandle<Result<AppendResponse, Status>>;
 /// One connection of the library to one coordinator.
 pub(super) struct Connection {
     peers: Arc<Peers>,
+    tables: Tables,
     target: NodeId,
     stored: String,
     /// The library gives a replication message one heartbeat interval and then sends the same
@@ -239,12 +253,26 @@ impl RaftNetwork<TypeConfig> for Connection {
         rpc: ChunkRequest,
         _option: RPCOption,
     ) -> Result<ChunkResponse, RpcError<InstallSnapshotError>> {
-        if rpc.offset.saturating_add(rpc.data.len() as u64) > limits::SNAPSHOT_BYTES as u64 {
+        if rpc.offset.saturating_add(rpc.data.len() as u64) > limits::SNAPSHOT_BYTES {
             let why = Status::resource_exhausted("the cluster state is larger than a snapshot may be");
             return Err(NetworkError::new(&why).into());
         }
         let answer = self.chunk(&rpc).await.map_err(|status| rpc_error(&status))?;
         answer.map_err(|error| RemoteError::new(self.target, RaftError::APIError(error)).into())
+    }
+
+    /// A snapshot's rows are written to a file only now that somebody needs them.
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<NodeId>, StreamingError<TypeConfig, Fatal<NodeId>>> {
+        let Snapshot { meta, snapshot } = snapshot;
+        let file = self.tables.to_file(*snapshot).await.map_err(StreamingError::StorageError)?;
+        let snapshot = Box::new(Body::File(tokio::fs::File::from_std(file)));
+        Chunked::send_snapshot(self, vote, Snapshot { meta, snapshot }, cancel, option).await
     }
 
     async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, RpcError> {

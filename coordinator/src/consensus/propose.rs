@@ -7,10 +7,13 @@ use std::time::Duration;
 use caravan_core::cluster::{Command, Outcome};
 use caravan_core::error::Refusal;
 use caravan_core::limits;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
+use caravan_core::store::{StoreCommand, StoreOutcome};
+use openraft::error::{CheckIsLeaderError, RaftError};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::types::{Forwarded, NodeId};
+use super::groups::Waiting;
+use super::types::{Answer, Forwarded, NodeId, Proposal};
 use super::{Consensus, Inner, Role};
 
 /// No answer in time. The words matter: the command may be committed later.
@@ -40,7 +43,7 @@ fn no_quorum_read() -> Refusal {
     )
 }
 
-fn stopped(error: impl std::fmt::Display) -> Refusal {
+pub(super) fn stopped(error: impl std::fmt::Display) -> Refusal {
     Refusal::operator(
         "consensus_stopped",
         format!(
@@ -54,7 +57,22 @@ impl Consensus {
     /// Commits a command, through the leader wherever it is. A `Refusal` with a safe retry means
     /// that it may or may not have been committed (no quorum, deadline).
     pub async fn propose(&self, command: Command) -> Result<Outcome, Refusal> {
-        let bytes = postcard::experimental::serialized_size(&command).unwrap_or(usize::MAX);
+        match self.commit(Proposal::Cluster(command)).await? {
+            Answer::Cluster(outcome) => Ok(outcome),
+            Answer::Store(_) => Err(stopped("an answer of another kind")),
+        }
+    }
+
+    /// As `propose`, for a command about the store. When this returns, the rows here show it.
+    pub async fn store(&self, command: StoreCommand) -> Result<StoreOutcome, Refusal> {
+        match self.commit(Proposal::Store(command)).await? {
+            Answer::Store(outcome) => Ok(outcome),
+            Answer::Cluster(_) => Err(stopped("an answer of another kind")),
+        }
+    }
+
+    async fn commit(&self, proposal: Proposal) -> Result<Answer, Refusal> {
+        let bytes = postcard::experimental::serialized_size(&proposal).unwrap_or(usize::MAX);
         if bytes > limits::COMMAND_BYTES {
             return Err(Refusal::operator(
                 "command_too_large",
@@ -67,15 +85,15 @@ impl Consensus {
         }
         let limit = Duration::from_millis(limits::PROPOSE_MS);
         let deadline = Instant::now() + limit;
-        let attempt = self.propose_until_done(command);
-        let (outcome, index) =
+        let attempt = self.propose_until_done(proposal);
+        let (answer, index) =
             tokio::time::timeout_at(deadline, attempt).await.unwrap_or_else(|_| Err(no_quorum()))?;
         // Committed. That the caller finds it in `state()` here is a courtesy worth no failure.
         let _ = tokio::time::timeout_at(deadline, self.wait_applied(index)).await;
-        Ok(outcome)
+        Ok(answer)
     }
 
-    async fn propose_until_done(&self, command: Command) -> Result<(Outcome, u64), Refusal> {
+    async fn propose_until_done(&self, proposal: Proposal) -> Result<(Answer, u64), Refusal> {
         let inner = &self.inner;
         let Ok(_permit) = inner.proposals.acquire().await else { return Err(stopped("shut down")) };
         loop {
@@ -85,12 +103,12 @@ impl Consensus {
                 continue;
             };
             let answer = if leader == inner.peers.me {
-                inner.append_here(command.clone()).await
+                inner.append_here(proposal.clone()).await
             } else {
-                self.forward(leader, &command).await
+                self.forward(leader, &proposal).await
             };
             match answer {
-                Forwarded::Done { outcome, index } => return Ok((outcome, index)),
+                Forwarded::Done { answer, index } => return Ok((answer, index)),
                 Forwarded::Refused(refusal) => return Err(refusal),
                 // The leader changes just now, or is gone and nobody has noticed yet.
                 Forwarded::NotLeader => self.wait_status().await,
@@ -99,11 +117,11 @@ impl Consensus {
     }
 
     /// Hands the command to the leader; gives up on it as soon as another one leads.
-    async fn forward(&self, leader: NodeId, command: &Command) -> Forwarded {
+    async fn forward(&self, leader: NodeId, proposal: &Proposal) -> Forwarded {
         let stored = self.inner.stored_address(leader);
         let mut status = self.status.clone();
         tokio::select! {
-            answer = self.inner.peers.propose(leader, &stored, command) => {
+            answer = self.inner.peers.propose(leader, &stored, proposal) => {
                 answer.unwrap_or_else(|error| {
                     tracing::debug!(leader, %error, "the leader could not be asked");
                     Forwarded::NotLeader
@@ -168,20 +186,16 @@ impl Consensus {
 
 impl Inner {
     /// Appends and commits here, if this coordinator leads.
-    pub async fn append_here(&self, command: Command) -> Forwarded {
+    pub async fn append_here(&self, proposal: Proposal) -> Forwarded {
         // A leader that has lost its majority could only fill its log with what nobody confirms.
         if self.status.borrow().role != Role::Leader {
             return Forwarded::NotLeader;
         }
-        match self.raft.client_write(command).await {
-            Ok(done) => Forwarded::Done { outcome: done.data, index: done.log_id.index },
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Forwarded::NotLeader,
-            Err(RaftError::APIError(error)) => {
-                let why = format!("the cluster's members are changing: {error}; try again");
-                Forwarded::Refused(Refusal::cluster("membership_changing", limits::RETRY_AFTER_MS, why))
-            }
-            Err(RaftError::Fatal(error)) => Forwarded::Refused(stopped(error)),
+        let (answer, committed) = oneshot::channel();
+        if self.groups.send(Waiting { proposal, answer }).await.is_err() {
+            return Forwarded::Refused(stopped("shut down"));
         }
+        committed.await.unwrap_or_else(|_| Forwarded::Refused(stopped("shut down")))
     }
 
     /// The index to wait for; `None` if this is not the leader, or its majority did not answer.

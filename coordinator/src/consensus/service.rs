@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use caravan_core::cluster::Command;
 use caravan_core::limits;
 use caravan_proto::wire::raft_server;
 use caravan_proto::wire::{RaftPayload, ReadIndexReply, ReadIndexRequest};
@@ -16,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, Response, Status};
 
 use super::Inner;
-use super::types::{AppendRequest, ChunkRequest, ChunkResponse, Envelope, Forwarded, VoteRequest};
+use super::types::{AppendRequest, ChunkRequest, ChunkResponse, Envelope, Forwarded, Proposal, VoteRequest};
 
 /// The `Raft` service of one coordinator.
 pub struct RaftService(pub(super) Arc<Inner>);
@@ -58,7 +57,7 @@ impl raft_server::Raft for RaftService {
     async fn snapshot(&self, request: Request<RaftPayload>) -> Result<Response<RaftPayload>, Status> {
         let rpc: ChunkRequest = self.open(request)?;
         let end = rpc.offset.saturating_add(rpc.data.len() as u64);
-        if end > limits::SNAPSHOT_BYTES as u64 {
+        if end > limits::SNAPSHOT_BYTES {
             return Err(Status::resource_exhausted("the snapshot is larger than one may be"));
         }
         let answer: Result<ChunkResponse, InstallSnapshotError> =
@@ -71,9 +70,9 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn propose(&self, request: Request<RaftPayload>) -> Result<Response<RaftPayload>, Status> {
-        let command: Command = self.open(request)?;
+        let proposal: Proposal = self.open(request)?;
         let limit = Duration::from_millis(limits::PROPOSE_MS);
-        match tokio::time::timeout(limit, self.0.append_here(command)).await {
+        match tokio::time::timeout(limit, self.0.append_here(proposal)).await {
             Ok(forwarded) => reply(&forwarded),
             Err(_) => reply(&Forwarded::Refused(super::propose::no_quorum())),
         }

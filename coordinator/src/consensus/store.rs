@@ -1,4 +1,4 @@
-//! The durable log, vote and snapshot of one coordinator: redb tables behind one writer thread.
+//! The durable log and vote of one coordinator: redb tables behind one writer thread.
 //!
 //! Must never acknowledge a write before the commit that holds it is on disk, and never write
 //! again after a failed commit (a later write could leave a hole in the log).
@@ -14,14 +14,13 @@ use openraft::{AnyError, ErrorSubject, ErrorVerb, StorageIOError};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use tokio::sync::oneshot;
 
-use super::types::{Entry, Failure, LogId, NodeId, SnapshotMeta, TypeConfig, Vote, decode, encode};
+use super::types::{Entry, Failure, LogId, NodeId, TypeConfig, Vote, decode, encode};
 use super::writer;
 
 pub(super) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-pub(super) const SNAPSHOT: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshot");
 /// Layout of the tables and encoding of what is in them.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why the store can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -56,11 +55,6 @@ pub(super) enum Write {
         upto: LogId,
         done: Done,
     },
-    Snapshot {
-        meta: Box<SnapshotMeta>,
-        data: Arc<Vec<u8>>,
-        done: Done,
-    },
     /// The committed index in memory is newer than on disk. Not urgent, nobody waits.
     Committed,
     /// Commits what is left and closes the file.
@@ -83,7 +77,6 @@ pub(super) struct Memory {
     pub committed_dirty: bool,
     pub purged: Option<LogId>,
     pub last: Option<LogId>,
-    pub snapshot: Option<LogId>,
 }
 
 pub(super) struct Shared {
@@ -205,12 +198,6 @@ impl Store {
         }
         rows.iter().map(|row| decode(row)).collect()
     }
-
-    /// The snapshot on disk with its bytes.
-    pub async fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, Failure> {
-        let found = self.read(read_snapshot).await?;
-        found.map(|(meta, data)| Ok((decode(&meta)?, data))).transpose()
-    }
 }
 
 fn is_empty(range: &(Bound<u64>, Bound<u64>)) -> bool {
@@ -250,19 +237,6 @@ fn rows(
         found.push(Arc::from(value.value()));
     }
     Ok(found)
-}
-
-type SnapshotRow = (Vec<u8>, Vec<u8>);
-
-fn read_snapshot(database: &Database) -> Result<Option<SnapshotRow>, redb::Error> {
-    let transaction = database.begin_read()?;
-    let table = match transaction.open_table(SNAPSHOT) {
-        Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let (Some(meta), Some(data)) = (table.get("meta")?, table.get("data")?) else { return Ok(None) };
-    Ok(Some((meta.value().to_vec(), data.value().to_vec())))
 }
 
 /// Marks a new file, refuses one of another node or format.
@@ -305,17 +279,8 @@ fn load(database: &Database) -> Result<Memory, Failure> {
     let vote = get("vote").map_err(fail)?.map(|bytes| decode(&bytes)).transpose()?;
     let committed = get("committed").map_err(fail)?.map(|bytes| decode(&bytes)).transpose()?;
     let purged: Option<LogId> = get("purged").map_err(fail)?.map(|bytes| decode(&bytes)).transpose()?;
-    let snapshot = read_snapshot(database).map_err(fail)?;
-    let snapshot: Option<SnapshotMeta> = snapshot.map(|(meta, _)| decode(&meta)).transpose()?;
     let last = last_row(database).map_err(fail)?;
-    Ok(Memory {
-        vote,
-        committed,
-        purged,
-        last: last_id(last.as_deref(), purged)?,
-        snapshot: snapshot.and_then(|meta| meta.last_log_id),
-        ..Memory::default()
-    })
+    Ok(Memory { vote, committed, purged, last: last_id(last.as_deref(), purged)?, ..Memory::default() })
 }
 
 /// The newest row of the log, encoded.

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use caravan_core::cluster::ClusterState;
-
-use super::testkit::{command, entry, large, log_id};
+use super::testkit::{command, entry, group, large, log_id};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader};
@@ -12,6 +10,7 @@ use tempfile::TempDir;
 
 use super::state_machine::StateMachine;
 use super::store::{OpenError, Store};
+use super::tables::Tables;
 use super::types::*;
 
 struct Builder;
@@ -20,7 +19,8 @@ impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Store, StateMachine), Failure> {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("log"), 1).unwrap();
-        let (machine, _) = StateMachine::open(store.clone()).await?;
+        let tables = Tables::open(&dir.path().join("state"), dir.path(), 1).unwrap();
+        let (machine, _) = StateMachine::open(tables).await?;
         Ok((dir, store, machine))
     }
 }
@@ -58,8 +58,10 @@ async fn a_reopened_log_holds_vote_entries_and_committed_index() {
 async fn a_batch_to_send_is_bounded_in_bytes_but_never_empty() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("log"), 1).unwrap();
-    let large =
-        |index| Entry { log_id: log_id(1, index), payload: EntryPayload::Normal(large(index, 600 << 10)) };
+    let large = |index| Entry {
+        log_id: log_id(1, index),
+        payload: EntryPayload::Normal(group(large(index, 600 << 10))),
+    };
     store.blocking_append((0..5).map(large)).await.unwrap();
     // 600 KiB each and 1 MiB at most: the second one crosses the bound.
     assert_eq!(store.limited_get_log_entries(0, 5).await.unwrap().len(), 2);
@@ -129,39 +131,5 @@ fn everything_that_travels_survives_its_encoding() {
     same::<Result<ChunkResponse, openraft::error::InstallSnapshotError>>(Err(mismatch.into()));
     same::<Result<ChunkResponse, openraft::error::InstallSnapshotError>>(Ok(ChunkResponse { vote }));
     same(Forwarded::NotLeader);
-    same(command(7));
-}
-
-#[tokio::test]
-async fn a_snapshot_that_was_damaged_on_its_way_is_refused() {
-    use openraft::RaftSnapshotBuilder;
-    use openraft::storage::RaftStateMachine;
-    let (_dir, _store, mut machine) = Builder.build().await.unwrap();
-    machine.apply([entry(1, 0), entry(1, 1)]).await.unwrap();
-    let built = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-    let mut bytes = built.snapshot.get_ref().clone();
-    bytes[3] ^= 1;
-
-    let (_dir, _store, mut other) = Builder.build().await.unwrap();
-    let damaged = Box::new(std::io::Cursor::new(bytes));
-    assert!(other.install_snapshot(&built.meta, damaged).await.is_err());
-    assert_eq!(other.applied_state().await.unwrap().0, None, "the state is as before");
-    other.install_snapshot(&built.meta, built.snapshot).await.unwrap();
-    assert_eq!(other.applied_state().await.unwrap().0, Some(log_id(1, 1)));
-}
-
-#[tokio::test]
-async fn an_older_snapshot_never_replaces_a_newer_one() {
-    use openraft::RaftSnapshotBuilder;
-    use openraft::storage::RaftStateMachine;
-    let (_dir, store, mut machine) = Builder.build().await.unwrap();
-    machine.apply([entry(1, 0)]).await.unwrap();
-    let mut slow = machine.get_snapshot_builder().await;
-    machine.apply([entry(1, 1)]).await.unwrap();
-    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-    slow.build_snapshot().await.unwrap();
-    let (meta, data) = store.snapshot().await.unwrap().unwrap();
-    assert_eq!(meta.last_log_id, Some(log_id(1, 1)));
-    let state: ClusterState = decode(&data).unwrap();
-    assert_eq!(state.workers.len(), 2);
+    same(Proposal::Cluster(command(7)));
 }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use caravan_core::cluster::{Command, Outcome, WorkerProfile};
 use caravan_core::ids::{CoordinatorId, Digest, WorkerId};
+use caravan_core::journal::{self, Tokens, TurnEnd};
 use caravan_core::model::{Family, ModelConfig, ModelSpec, Place, TensorSpec, TensorType};
+use caravan_core::store::{Accept, Body, Item, Owner, StoreCommand, Target};
 use openraft::EntryPayload;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 
-use super::types::{Entry, LogId};
+use super::types::{Entry, Group, LogId, Proposal};
 use super::{Compaction, Consensus, ConsensusConfig, Role};
 
 /// Small generator with a fixed seed: a failure can be run again.
@@ -35,7 +37,54 @@ pub(super) fn log_id(term: u64, index: u64) -> LogId {
 }
 
 pub(super) fn entry(term: u64, index: u64) -> Entry {
-    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(command(index)) }
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(group(command(index))) }
+}
+
+pub(super) fn group(command: Command) -> Group {
+    Group(vec![Proposal::Cluster(command)])
+}
+
+pub(super) fn store_entry(term: u64, index: u64, commands: Vec<StoreCommand>) -> Entry {
+    let group = Group(commands.into_iter().map(Proposal::Store).collect());
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(group) }
+}
+
+pub fn target(number: u64) -> Target {
+    Target { tenant: "t1".to_owned(), id: format!("resp_{number}") }
+}
+
+fn item(id: String, text: String) -> Item {
+    Item { id, body: Body::Inline(text.into_bytes()) }
+}
+
+/// A response of its own is accepted.
+pub fn accept(number: u64) -> StoreCommand {
+    let Target { tenant, id } = target(number);
+    StoreCommand::AcceptResponse(Box::new(Accept {
+        owner: Owner { tenant, key: "k1".to_owned() },
+        id,
+        model: "toy".to_owned(),
+        background: true,
+        created_ms: 1_000 + number,
+        previous: None,
+        conversation: None,
+        record: Body::Inline(vec![7; 200]),
+        request: Body::Inline(b"{}".to_vec()),
+        input: vec![item(format!("msg_in_{number}"), format!("question {number}"))],
+        once: None,
+    }))
+}
+
+/// It is answered.
+pub fn answered(number: u64) -> StoreCommand {
+    let tokens = Tokens { prompt: 9, cached: 0, output: 5, reasoning: 0 };
+    StoreCommand::Journal {
+        target: target(number),
+        entry: journal::Entry::ItemComplete { item: 0, tokens, end: Some(TurnEnd::Answered) },
+        item: Some(item(format!("msg_out_{number}"), format!("answer {number}"))),
+        upload: None,
+        now_ms: 2_000 + number,
+    }
 }
 
 pub fn worker(number: u64) -> WorkerId {
@@ -93,7 +142,7 @@ pub fn large(number: u64, bytes: usize) -> Command {
     Command::AddModel { spec: Box::new(spec) }
 }
 
-pub const SMALL: Compaction = Compaction { every: 20, keep: 5 };
+pub const SMALL: Compaction = Compaction { every: 20, keep: 5, scrub_ms: 200 };
 
 pub struct Node {
     runtime: Option<Runtime>,

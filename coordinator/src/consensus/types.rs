@@ -2,23 +2,49 @@
 //!
 //! Must never leave this folder: the rest of the coordinator sees commands, outcomes and ids.
 
-use std::io::Cursor;
+use std::fmt;
 
 use caravan_core::cluster::{Command, Outcome};
+use caravan_core::store::{StoreCommand, StoreOutcome};
 use openraft::error::RaftError;
 use openraft::{BasicNode, StorageError, StorageIOError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
-    /// Commands in, outcomes out; a node is known by its gRPC `host:port`.
+    /// Groups of commands in, an answer to each out; a node is known by its gRPC `host:port`.
     pub TypeConfig:
-        D = Command,
-        R = Outcome,
+        D = Group,
+        R = Vec<Answer>,
         NodeId = u64,
         Node = BasicNode,
-        SnapshotData = Cursor<Vec<u8>>,
+        SnapshotData = super::tables::Body,
 );
+
+/// One command of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Proposal {
+    Cluster(Command),
+    Store(StoreCommand),
+}
+
+/// What one command of an entry did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    Cluster(Outcome),
+    Store(StoreOutcome),
+}
+
+/// Commands that share an entry, and so a sync of the disk.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group(pub Vec<Proposal>);
+
+/// Without what is in them: bodies are people's words, and do not belong into logs.
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Group({})", self.0.len())
+    }
+}
 
 pub(super) type NodeId = u64;
 pub(super) type Raft = openraft::Raft<TypeConfig>;
@@ -49,11 +75,11 @@ pub(super) struct Envelope<T> {
 }
 
 /// The leader's answer to a command that another coordinator handed to it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Forwarded {
     /// Committed and applied at this log index.
     Done {
-        outcome: Outcome,
+        answer: Answer,
         index: u64,
     },
     /// Not appended here: ask another one.

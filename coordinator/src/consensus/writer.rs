@@ -8,10 +8,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use caravan_core::limits;
-use redb::{Database, Table, WriteTransaction};
+use redb::{Database, Table};
 
-use super::store::{LOG, META, SNAPSHOT, Shared, Write, last_id, last_row};
-use super::types::{LogId, SnapshotMeta, Vote};
+use super::store::{LOG, META, Shared, Write, last_id, last_row};
+use super::types::{LogId, Vote};
 
 /// Runs until the file is closed or every handle is gone.
 pub(super) fn run(shared: &Arc<Shared>, queue: &Receiver<Write>) {
@@ -69,7 +69,6 @@ fn next_batch(queue: &Receiver<Write>) -> (Vec<Write>, bool) {
 fn size(write: &Write) -> usize {
     match write {
         Write::Append { rows, .. } => rows.iter().map(|(_, row)| row.len()).sum(),
-        Write::Snapshot { data, .. } => data.len(),
         _ => 0,
     }
 }
@@ -80,7 +79,6 @@ struct Marks {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
-    snapshot: Option<LogId>,
     truncated: bool,
 }
 
@@ -94,7 +92,6 @@ fn commit(shared: &Shared, batch: &[Write]) -> Result<(), String> {
         if std::mem::take(&mut memory.committed_dirty) {
             marks.committed = memory.committed;
         }
-        marks.snapshot = memory.snapshot;
     }
     if marks.committed.is_none() && batch.iter().all(|write| matches!(write, Write::Committed)) {
         return Ok(());
@@ -113,7 +110,7 @@ fn write_all(database: &Database, batch: &[Write], marks: &mut Marks) -> Result<
     {
         let mut log = transaction.open_table(LOG)?;
         for write in batch {
-            write_one(&transaction, &mut log, write, marks)?;
+            write_one(&mut log, write, marks)?;
         }
         let mut meta = transaction.open_table(META)?;
         if let Some(vote) = &marks.vote {
@@ -129,12 +126,7 @@ fn write_all(database: &Database, batch: &[Write], marks: &mut Marks) -> Result<
     Ok(transaction.commit()?)
 }
 
-fn write_one(
-    transaction: &WriteTransaction,
-    log: &mut Table<'_, u64, &[u8]>,
-    write: &Write,
-    marks: &mut Marks,
-) -> Result<(), redb::Error> {
+fn write_one(log: &mut Table<'_, u64, &[u8]>, write: &Write, marks: &mut Marks) -> Result<(), redb::Error> {
     match write {
         Write::Append { rows, .. } => {
             for (at, row) in rows {
@@ -150,26 +142,8 @@ fn write_one(
             log.retain_in(..=upto.index, |_, _| false)?;
             marks.purged = Some(*upto);
         }
-        Write::Snapshot { meta, data, .. } => {
-            // A snapshot being built while a newer one was installed comes too late.
-            if meta.last_log_id >= marks.snapshot {
-                write_snapshot(transaction, meta, data)?;
-                marks.snapshot = meta.last_log_id;
-            }
-        }
         Write::Committed | Write::Close { .. } => {}
     }
-    Ok(())
-}
-
-fn write_snapshot(
-    transaction: &WriteTransaction,
-    meta: &SnapshotMeta,
-    data: &[u8],
-) -> Result<(), redb::Error> {
-    let mut table = transaction.open_table(SNAPSHOT)?;
-    table.insert("meta", bytes(meta)?.as_slice())?;
-    table.insert("data", data)?;
     Ok(())
 }
 
@@ -186,7 +160,6 @@ fn remember(
     let mut memory = shared.memory();
     memory.vote = marks.vote.or(memory.vote);
     memory.purged = marks.purged.or(memory.purged);
-    memory.snapshot = marks.snapshot;
     if let Some(row) = newest {
         memory.last = last_id(row.as_deref(), memory.purged)?;
     }
@@ -209,7 +182,6 @@ fn acknowledge(shared: &Shared, write: Write, result: &Result<(), String>) {
         Write::Vote { done, .. }
         | Write::Truncate { done, .. }
         | Write::Purge { done, .. }
-        | Write::Snapshot { done, .. }
         | Write::Close { done } => {
             // Nobody waits any more: the node is being stopped.
             let _ = done.send(result.clone());

@@ -184,6 +184,13 @@ pub fn usage<L: Look + ?Sized>(
     Ok(all)
 }
 
+/// Whether `Expire` would find anything to remove.
+pub fn is_due<L: Look + ?Sized>(rows: &L, now_ms: u64) -> Result<bool, L::Error> {
+    let first = rows.scan(Table::Expiry, &Scan::of(Key::new(), 1))?;
+    let at_ms = first.first().and_then(|(key, _)| key.parts().number());
+    Ok(at_ms.is_some_and(|at_ms| at_ms <= now_ms) || totals(rows)?.0 > limits::STORE_BYTES)
+}
+
 /// Bytes of all stored objects, and runs that are not over.
 pub fn totals<L: Look + ?Sized>(rows: &L) -> Result<(u64, u64), L::Error> {
     Ok((tables::total(rows, tables::STORED_BYTES)?, tables::total(rows, tables::UNFINISHED_RUNS)?))

@@ -13,8 +13,10 @@ pub(super) fn expire<R: Rows + ?Sized>(
     rows: &mut R,
     now_ms: u64,
 ) -> Result<StoreOutcome, <R as Look>::Error> {
-    let objects = sweep(rows, |at_ms| at_ms <= now_ms)?;
-    make_room(rows, 0)?;
+    let mut objects = sweep(rows, |at_ms| at_ms <= now_ms)?;
+    if tables::total(rows, tables::STORED_BYTES)? > limits::STORE_BYTES {
+        objects += sweep(rows, |_| true)?;
+    }
     Ok(StoreOutcome::Removed { objects })
 }
 

@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use caravan_core::cluster::{
     ClusterState, Coordinator, LayerTime, Outcome, Worker, WorkerProfile, WorkerState,
 };
@@ -14,14 +17,16 @@ use caravan_core::ids::{CoordinatorId, Digest, Epoch, PipelineId, WorkerId};
 use caravan_core::model::{Family, ModelConfig, ModelSpec};
 use caravan_core::plan::{Pipeline, Plan, Slice, Stage};
 use caravan_core::request::{Finish, GenerateEvent, RequestRecord, Sampled, TokenLogprob};
+use caravan_core::store::{Refused, StoreCommand, StoreOutcome};
 use caravan_proto::wire;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 
+use crate::api::auth::Peer;
 use crate::api::backend::{Backend, Text};
 use crate::api::{Waits, build};
-use crate::consensus::{ConsensusStatus, Role};
+use crate::consensus::{ApiKeys, ConsensusStatus, Role};
 use crate::driver::PipelineStats;
 use crate::fleet::WorkerRuntime;
 use crate::text::ChatMessage;
@@ -67,6 +72,14 @@ impl Text for Bytes {
     }
 }
 
+/// Puts the sender's address in, as the listener does.
+async fn local(mut request: Request, next: Next) -> Response {
+    if request.extensions().get::<Peer>().is_none() {
+        request.extensions_mut().insert(Peer(([127, 0, 0, 1], 40_000).into()));
+    }
+    next.run(request).await
+}
+
 /// What the fake does next for a record.
 #[derive(Clone, Debug)]
 pub enum Beat {
@@ -78,6 +91,8 @@ pub enum Beat {
 type Script = dyn Fn(&RequestRecord) -> Vec<Beat> + Send + Sync;
 
 pub struct Fake {
+    pub keys: Mutex<ApiKeys>,
+    pub commands: Mutex<Vec<StoreCommand>>,
     pub state: watch::Sender<Arc<ClusterState>>,
     pub status: watch::Sender<ConsensusStatus>,
     script: Box<Script>,
@@ -127,6 +142,8 @@ impl Fake {
             state: watch::channel(Arc::new(state())).0,
             status: watch::channel(status(1, Some(1))).0,
             script: Box::new(script),
+            keys: Mutex::default(),
+            commands: Mutex::default(),
             records: Mutex::default(),
             cancelled: Arc::default(),
             open: Arc::default(),
@@ -149,7 +166,8 @@ impl Fake {
     }
 
     pub fn router(self: &Arc<Fake>) -> Router {
-        build(self.clone(), waits())
+        // As from this machine; a test of another origin says so itself.
+        build(self.clone(), waits()).layer(middleware::from_fn(local))
     }
 }
 
@@ -293,6 +311,30 @@ impl Backend for Fake {
     fn linearize(&self) -> BoxFuture<'_, Result<(), Refusal>> {
         let quorum = self.quorum.lock().unwrap().clone();
         async move { quorum }.boxed()
+    }
+
+    fn api_keys(&self) -> ApiKeys {
+        self.keys.lock().unwrap().clone()
+    }
+
+    fn store(&self, command: StoreCommand) -> BoxFuture<'_, Result<StoreOutcome, Refusal>> {
+        let mut keys = self.keys.lock().unwrap();
+        let outcome = match &command {
+            StoreCommand::CreateKey { id, key } => {
+                Arc::make_mut(&mut keys).insert(id.clone(), key.clone());
+                StoreOutcome::Done
+            }
+            StoreCommand::RevokeKey { id, now_ms } => match Arc::make_mut(&mut keys).get_mut(id) {
+                Some(key) => {
+                    key.revoked_ms = Some(*now_ms);
+                    StoreOutcome::Done
+                }
+                None => StoreOutcome::Refused(Refused::ItemNotFound),
+            },
+            other => panic!("{other:?}"),
+        };
+        self.commands.lock().unwrap().push(command);
+        async { Ok(outcome) }.boxed()
     }
 
     fn text(&self, _spec: Arc<ModelSpec>) -> BoxFuture<'_, Result<Arc<dyn Text>, Refusal>> {

@@ -7,6 +7,7 @@ mod answers;
 mod bad_input;
 mod fake;
 mod health;
+mod keys;
 mod sockets;
 mod streams;
 

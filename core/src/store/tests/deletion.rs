@@ -77,6 +77,8 @@ fn time_removes_what_is_over_and_nothing_that_is_not() {
     done(&mut rows, chunk);
     let expire = |rows: &mut MemoryRows, now_ms| apply(rows, &StoreCommand::Expire { now_ms }).unwrap();
     assert_eq!(expire(&mut rows, 4), StoreOutcome::Removed { objects: 0 });
+    assert!(!read::is_due(&rows, 4).unwrap());
+    assert!(read::is_due(&rows, 3 + limits::UPLOAD_MS).unwrap());
     assert_eq!(expire(&mut rows, 3 + limits::UPLOAD_MS), StoreOutcome::Removed { objects: 1 });
     assert_eq!(search(&rows, "canary upload"), [""; 0]);
     assert_eq!(expire(&mut rows, 3 + limits::IDEMPOTENCY_MS), StoreOutcome::Removed { objects: 1 });
