@@ -6,6 +6,7 @@
 //!
 //! Must never read beyond the bytes of a row.
 
+#[cfg(test)]
 use crate::lanes::f16_to_f32;
 
 /// Element type of a weight matrix.
@@ -112,7 +113,7 @@ pub(crate) fn numbers(kind: WeightType, unit: &[u8], sub: usize) -> [u8; 32] {
 }
 
 /// What a number of a format is above its whole value.
-pub(crate) fn offset(kind: WeightType) -> i32 {
+pub(crate) const fn offset(kind: WeightType) -> i32 {
     match kind {
         WeightType::Q4_0 => 8,
         WeightType::Q5_0 => 16,
@@ -122,6 +123,7 @@ pub(crate) fn offset(kind: WeightType) -> i32 {
 }
 
 /// Q4_K and Q5_K: 32 bytes hold two blocks; `high` holds the fifth bits (bit `sub` of each byte).
+#[inline(always)]
 fn k_numbers(sub: usize, high: &[u8], low: &[u8]) -> [u8; 32] {
     let (low, high) = (&low[32 * (sub / 2)..32 * (sub / 2) + 32], &high[..32]);
     let shift = sub % 2 * 4;
@@ -129,6 +131,7 @@ fn k_numbers(sub: usize, high: &[u8], low: &[u8]) -> [u8; 32] {
 }
 
 /// Q6_K: 128 bytes of low nibbles, 64 of high pairs; each half of the unit has its own 64 and 32.
+#[inline(always)]
 fn six_numbers(unit: &[u8], sub: usize) -> [u8; 32] {
     let (side, quarter) = (sub / 4, sub % 4);
     let low = &unit[64 * side + 32 * (quarter % 2)..][..32];
@@ -157,11 +160,13 @@ impl UnitScales {
     }
 
     pub(crate) fn finite(&self) -> bool {
-        self.halves().iter().all(|half| f16_to_f32(u16::from_le_bytes(*half)).is_finite())
+        let finite = |half: &[u8; 2]| u16::from_le_bytes(*half) & 0x7c00 != 0x7c00;
+        self.halves().iter().all(finite)
     }
 }
 
 /// The scales of one unit of a quantised format.
+#[inline(always)]
 pub(crate) fn scales(kind: WeightType, unit: &[u8]) -> UnitScales {
     let half = |at: usize| [unit[at], unit[at + 1]];
     let mut out = UnitScales { halves: [half(0), half(2)], half_count: 2, bytes: [0; 16], byte_count: 0 };
@@ -183,6 +188,7 @@ pub(crate) fn scales(kind: WeightType, unit: &[u8]) -> UnitScales {
 }
 
 /// (scale, min) of block `sub` in the twelve bytes of a K format.
+#[inline(always)]
 fn six_bits(s: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         return (s[sub] & 63, s[sub + 4] & 63);

@@ -79,20 +79,22 @@ impl Scales {
 }
 
 impl Layout {
-    fn of(kind: WeightType) -> Layout {
-        let quants = |bits, scales| Layout::Quants(Quants { bits, offset: blocks::offset(kind), scales });
+    const fn of(kind: WeightType) -> Layout {
+        const fn quants(kind: WeightType, bits: usize, scales: Scales) -> Layout {
+            Layout::Quants(Quants { bits, offset: blocks::offset(kind), scales })
+        }
         match kind {
             WeightType::F32 => Layout::F32,
             WeightType::F16 => Layout::F16,
             WeightType::Bf16 => Layout::Bf16,
-            WeightType::Q4_0 => quants(4, Scales::One),
-            WeightType::Q4_1 => quants(4, Scales::Min),
-            WeightType::Q5_0 => quants(5, Scales::One),
-            WeightType::Q5_1 => quants(5, Scales::Min),
-            WeightType::Q8_0 => quants(8, Scales::One),
-            WeightType::Q4K => quants(4, Scales::Super),
-            WeightType::Q5K => quants(5, Scales::Super),
-            WeightType::Q6K => quants(6, Scales::Signed),
+            WeightType::Q4_0 => quants(kind, 4, Scales::One),
+            WeightType::Q4_1 => quants(kind, 4, Scales::Min),
+            WeightType::Q5_0 => quants(kind, 5, Scales::One),
+            WeightType::Q5_1 => quants(kind, 5, Scales::Min),
+            WeightType::Q8_0 => quants(kind, 8, Scales::One),
+            WeightType::Q4K => quants(kind, 4, Scales::Super),
+            WeightType::Q5K => quants(kind, 5, Scales::Super),
+            WeightType::Q6K => quants(kind, 6, Scales::Signed),
         }
     }
 
@@ -291,6 +293,26 @@ fn put_panels(
     lines: &mut [Line],
     panel_lines: usize,
 ) -> Option<usize> {
+    let sizes = (row_bytes, panel_lines);
+    // One loop for each format, with all that the format decides known when it is compiled.
+    macro_rules! each {
+        ($($kind:ident),*) => {
+            match format.0 {
+                $(WeightType::$kind => put_all(
+                    (WeightType::$kind, const { Layout::of(WeightType::$kind) }), rows, lines, sizes),)*
+            }
+        };
+    }
+    each!(F32, F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K)
+}
+
+#[inline(always)]
+fn put_all(
+    format: (WeightType, Layout),
+    rows: &[u8],
+    lines: &mut [Line],
+    (row_bytes, panel_lines): (usize, usize),
+) -> Option<usize> {
     let panels = lines.chunks_exact_mut(panel_lines).zip(rows.chunks(LANES * row_bytes));
     for (panel, (lines, rows)) in panels.enumerate() {
         for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
@@ -303,6 +325,7 @@ fn put_panels(
 }
 
 /// Writes one row of the tensor into its lane of the panel; false if a number is not finite.
+#[inline(always)]
 fn put_row((kind, layout): (WeightType, Layout), row: &[u8], panel: &mut [Line], lane: usize) -> bool {
     match layout {
         Layout::F32 => {
@@ -343,6 +366,7 @@ fn put_row((kind, layout): (WeightType, Layout), row: &[u8], panel: &mut [Line],
     true
 }
 
+#[inline(always)]
 fn put_numbers(quants: Quants, numbers: &[u8; BLOCK], lines: &mut [Line], lane: usize) {
     if quants.bits == 8 {
         for (pair, out) in
@@ -363,20 +387,21 @@ fn put_numbers(quants: Quants, numbers: &[u8; BLOCK], lines: &mut [Line], lane: 
     }
 }
 
-/// The lowest N bits of eight bytes: those of bytes 0, 2, 4, 6 side by side in the low half, those of
-/// the others in the high half.
+/// The lowest N bits (N up to 4) of eight bytes: those of bytes 0, 2, 4, 6 side by side in the low
+/// half, those of the others in the high half.
+#[inline(always)]
 fn gather<const N: u32>(bytes: u64) -> u32 {
-    let mask = (1 << N) - 1;
-    let four = |bytes: u64| {
-        let bytes = bytes & (mask * 0x0001_0001_0001_0001);
-        let together = bytes | bytes >> (16 - N) | bytes >> (2 * (16 - N)) | bytes >> (3 * (16 - N));
-        together as u32 & ((1 << (4 * N)) - 1)
-    };
+    let mask = ((1 << N) - 1) * 0x0001_0001_0001_0001;
+    // One product brings four fields together in the highest 16 bits: field i, at bit 16 i, by a shift
+    // of 48 - (16 - N) i. What else comes of it lies apart below them, or beyond bit 63.
+    let shifts = 1 << 48 | 1 << (32 + N) | 1 << (16 + 2 * N) | 1 << (3 * N);
+    let four = |bytes: u64| ((bytes & mask).wrapping_mul(shifts) >> 48) as u32;
     four(bytes) | four(bytes >> 8) << 16
 }
 
 /// The scales of one unit of the file, from byte `at` of `heads` on. Each item is 16 columns wide;
 /// the (scale, min) pairs of the K formats alternate.
+#[inline(always)]
 fn put_scales(scales: &UnitScales, (heads, at): (&mut [Line], usize), lane: usize) {
     let heads = &mut bytes_of_mut(heads)[at..];
     let halves = scales.halves();
