@@ -73,7 +73,10 @@ pub const WAITING_SEQUENCES: usize = 512;
 /// Sequences admitted in one pipeline at a time.
 pub const RUNNING_SEQUENCES: usize = 256;
 pub const PAGE_TOKENS: u32 = 32;
-pub const PREFILL_CHUNK_TOKENS: u32 = 128;
+/// Rows of prefill in one step of a pipeline of one stage, by default. The kernels take rows by 48.
+pub const PREFILL_CHUNK_TOKENS: u32 = 96;
+/// Several stages share that, so that a prompt is soon in all of them, but not below this.
+pub const PREFILL_SHARE_TOKENS: u32 = 32;
 /// Rows (decode tokens and prefill tokens) of one step.
 pub const STEP_ROWS: u32 = 512;
 pub const RETRY_AFTER_MS: u64 = 1_000;

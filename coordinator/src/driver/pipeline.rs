@@ -76,12 +76,19 @@ impl Job {
             page_tokens: limits::PAGE_TOKENS,
             vocab: self.vocab,
             context: self.context,
-            prefill_chunk_tokens: shared.config.prefill_chunk_tokens.min(limits::STEP_ROWS),
+            prefill_chunk_tokens: share_of_chunk(shared.config.prefill_chunk_tokens, self.stages),
             step_rows: shared.config.step_rows.min(limits::STEP_ROWS),
             waiting: shared.config.waiting_sequences,
             running: limits::RUNNING_SEQUENCES,
         }
     }
+}
+
+/// Rows of prefill in one step of a pipeline of `stages`. A prompt of n such chunks keeps stages busy
+/// for n of n + stages - 1 turns.
+pub(super) fn share_of_chunk(chunk: u32, stages: u32) -> u32 {
+    let share = (chunk / stages.max(1)).max(limits::PREFILL_SHARE_TOKENS);
+    share.min(chunk).min(limits::STEP_ROWS)
 }
 
 /// Runs the pipeline until its epoch is overtaken or it breaks, and reports the latter.

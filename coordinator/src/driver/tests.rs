@@ -19,6 +19,13 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
+#[test]
+fn stages_share_a_chunk_down_to_a_least() {
+    let shares = [(96, 1), (96, 2), (96, 5), (16, 3), (512, 1), (512, 4)];
+    let shares = shares.map(|(chunk, stages)| super::pipeline::share_of_chunk(chunk, stages));
+    assert_eq!(shares, [96, 48, 32, 16, 512, 128]);
+}
+
 struct World {
     drivers: Drivers,
     cluster: FakeCluster,

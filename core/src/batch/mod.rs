@@ -32,7 +32,7 @@ pub struct BatchConfig {
     pub vocab: u32,
     /// Tokens of prompt and answer together at most, by the model.
     pub context: u32,
-    /// Rows of one prefill chunk at most.
+    /// Rows of prefill in one step at most.
     pub prefill_chunk_tokens: u32,
     /// Rows of one step at most; at least 2, so that decode and prefill both get on.
     pub step_rows: u32,

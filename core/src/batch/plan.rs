@@ -114,17 +114,16 @@ impl Scheduler {
         if self.runners().any(Sequence::prefilling) { rows - for_prefill } else { rows }
     }
 
-    /// Prefill chunks for this step, oldest sequence first, one chunk of each. While others decode
-    /// all chunks together are no longer than one, so that no token waits long.
+    /// Prefill chunks for this step, oldest sequence first; all together, with the decode rows if they
+    /// are few, are no longer than one chunk. So no token waits long, an early prompt does not wait for
+    /// the later ones, and stages are busy with different chunks.
     fn choose_prefill(&self, decode_rows: u32) -> Vec<(SequenceId, u32)> {
         let chunk = self.config.prefill_chunk_tokens;
-        let mut room = self.config.step_rows.saturating_sub(decode_rows);
-        if self.runners().any(Sequence::decoding) {
-            room = room.min(chunk);
-        }
+        let beside = chunk.saturating_sub(decode_rows).max(chunk.div_ceil(2));
+        let mut room = self.config.step_rows.saturating_sub(decode_rows).min(beside);
         let mut chosen = Vec::new();
         for sequence in self.runners().filter(|s| s.prefilling()) {
-            let rows = sequence.pending().min(chunk).min(room);
+            let rows = sequence.pending().min(room);
             if rows == 0 {
                 break;
             }

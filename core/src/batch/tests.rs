@@ -72,6 +72,32 @@ fn chunks_of_one_prompt_follow_each_other_in_flight() {
 }
 
 #[test]
+fn prompts_that_come_together_share_a_chunk_in_order() {
+    let mut scheduler = Scheduler::new(config());
+    for _ in 0..3 {
+        queued(&mut scheduler, ask(6, 60));
+    }
+    let steps = std::iter::from_fn(|| scheduler.next_step());
+    let rows: Vec<Vec<usize>> =
+        steps.map(|step| step.chunks.iter().map(|chunk| chunk.tokens.len()).collect()).collect();
+    assert_eq!(rows, [vec![6, 2], vec![4, 4], vec![2]]);
+}
+
+#[test]
+fn a_chunk_holds_the_decode_rows_too() {
+    let config = BatchConfig { stages: 1, ..config() };
+    let mut scheduler = Scheduler::new(config.clone());
+    let mut toy = Toy::new(&config);
+    for _ in 0..3 {
+        queued(&mut scheduler, ask(2, 60));
+    }
+    turn(&mut scheduler, &mut toy);
+    queued(&mut scheduler, ask(40, 1));
+    let step = scheduler.next_step().unwrap();
+    assert_eq!((step.chunks.len(), step.prefill_rows), (4, 5));
+}
+
+#[test]
 fn decode_goes_on_while_prompts_keep_coming() {
     let config = BatchConfig { running: 30, waiting: 300, pages: 4000, step_rows: 16, ..config() };
     let mut scheduler = Scheduler::new(config.clone());
