@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod measure;
 
-pub use measure::{BenchArgs, BenchCommand, EngineArgs, EvalArgs, HttpArgs};
+pub use measure::{BenchArgs, BenchCommand, EngineArgs, EvalArgs, HttpArgs, LoadArgs};
 
 /// Serve a language model on several ordinary machines.
 #[derive(Clone, Debug, Parser)]

@@ -35,7 +35,7 @@ fn run(command: &mut Command) -> Said {
 fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
     let commands = ["", "up", "coordinator", "worker", "status", "chat", "model", "bench", "eval"];
-    let inner = ["model pull", "model list", "model inspect", "bench engine", "bench http"];
+    let inner = ["model pull", "model list", "model inspect", "bench engine", "bench http", "bench load"];
     for words in commands.iter().chain(&inner) {
         let said = run(caravan(home.path()).args(words.split_whitespace()).arg("--help"));
         assert_eq!(said.code, Some(0), "{words}");

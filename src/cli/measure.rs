@@ -26,6 +26,8 @@ pub enum BenchCommand {
     Engine(EngineArgs),
     /// Measure a server with an OpenAI API, this one or another, under load
     Http(HttpArgs),
+    /// Measure how fast a model, or some of its layers, is loaded from blobs in memory
+    Load(LoadArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -158,6 +160,38 @@ pub struct HttpArgs {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:
+  caravan bench load --model smollm2-135m-instruct --layers 0..15 --json
+
+Writes the tensors as blobs into a folder of their own and deletes it at the end. The first run is not counted.")]
+pub struct LoadArgs {
+    /// Model to load: a name of the catalogue or a GGUF file
+    #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
+    pub model: String,
+
+    /// Load these layers only, from A to B without B [default: all]
+    #[arg(long, value_name = "A..B", value_parser = layers)]
+    pub layers: Option<(u32, u32)>,
+
+    /// Counted runs
+    #[arg(long, value_name = "N", default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::BENCH_REPEATS)))]
+    pub repeat: u32,
+
+    /// Begin no further run after this many seconds
+    #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub json: bool,
+
+    /// Folder whose models/ is the cache, and where the blobs are written
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -4,6 +4,7 @@
 
 mod engine;
 mod http;
+mod load;
 
 use crate::cli::BenchCommand;
 
@@ -11,5 +12,6 @@ pub fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Engine(args) => engine::run(&args),
         BenchCommand::Http(args) => http::run(&args),
+        BenchCommand::Load(args) => load::run(&args),
     }
 }

@@ -68,7 +68,7 @@ fn each_worker_gets_its_own_tensors_once_and_is_ready_in_time() {
             eprintln!("share: {id} holds {own} bytes, received {} ({ratio:.3} x)", got[id]);
             assert!((0.98..=1.02).contains(&ratio), "{id} received {} for {own}", got[id]);
             let process = cluster.role("worker").into_iter().find(|p| p.id == id).expect("its process");
-            let bound = own * 13 / 10 + (kv_mib << 20) + (80 << 20);
+            let bound = own * 115 / 100 + (kv_mib << 20) + (60 << 20);
             let rss = resident(process.pid);
             eprintln!("share: {id} resident {rss} of at most {bound}");
             assert!(rss <= bound, "{id}: {rss} resident, {bound} allowed");

@@ -76,7 +76,7 @@ impl Bench {
         model: &LocalModel,
         setup: Setup,
         loads: &[Load],
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<Bench> {
         let context = model.config().context;
         let rows = limits::STEP_ROWS;

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
@@ -83,6 +84,32 @@ impl BlobCache {
         tracing::warn!(blob = %digest, path = %path.display(), "a cached blob is damaged (disk or another program); fetching it again");
         std::fs::remove_file(&path)?;
         Ok(false)
+    }
+
+    /// Those of `wanted` that are not here and whole, in order. As `check`, on several threads.
+    pub fn missing(&self, wanted: &[(Digest, u64)]) -> io::Result<Vec<(Digest, u64)>> {
+        let next = AtomicUsize::new(0);
+        let missing = Mutex::new(Vec::new());
+        let work = || -> io::Result<()> {
+            while let Some(&(digest, bytes)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if !self.check(digest, bytes)? {
+                    missing.lock().unwrap_or_else(PoisonError::into_inner).push((digest, bytes));
+                }
+            }
+            Ok(())
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads.min(limits::HASH_THREADS)).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            // A panic there goes on here.
+            let others =
+                others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            others.fold(own, |all, one| all.and(one))
+        })?;
+        let mut missing = missing.into_inner().unwrap_or_else(PoisonError::into_inner);
+        missing.sort_unstable();
+        Ok(missing)
     }
 
     /// Gives a finished `.part` its name if its content is right; otherwise deletes it and says false.

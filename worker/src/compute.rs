@@ -30,7 +30,7 @@ pub trait Compute: 'static {
         spec: SliceSpec,
         source: &dyn TensorSource,
         reuse: Option<&Self::Slice>,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<Self::Slice>;
 
     /// See `LoadedSlice::forward`.
@@ -76,7 +76,7 @@ impl Compute for Native {
         spec: SliceSpec,
         source: &dyn TensorSource,
         reuse: Option<&LoadedSlice>,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<LoadedSlice> {
         LoadedSlice::load(spec, source, reuse, progress)
     }

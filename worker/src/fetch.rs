@@ -96,16 +96,7 @@ async fn missing(cache: &Arc<BlobCache>, tensors: &[TensorSpec]) -> Result<Vec<(
     wanted.sort();
     wanted.dedup();
     let cache = cache.clone();
-    let check = move || -> std::io::Result<Vec<(Digest, u64)>> {
-        let mut missing = Vec::new();
-        for (digest, bytes) in wanted {
-            if !cache.check(digest, bytes)? {
-                missing.push((digest, bytes));
-            }
-        }
-        Ok(missing)
-    };
-    Ok(blocking(check).await?)
+    Ok(blocking(move || cache.missing(&wanted)).await?)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -15,6 +15,7 @@ pub mod evaluate;
 pub mod fetch;
 pub mod kv;
 pub mod links;
+pub mod loading;
 pub mod local;
 pub mod machine;
 pub mod measure;

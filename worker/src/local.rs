@@ -58,13 +58,18 @@ impl LocalModel {
         self.spec.bytes_of(slice)
     }
 
+    /// Tensors of `slice`.
+    pub fn tensors_of(&self, slice: Slice) -> impl Iterator<Item = &TensorSpec> {
+        self.spec.tensors_of(slice)
+    }
+
     /// Loads `slice` with `kv_pages` pages of KV cache. `progress`: 0 to 1.
     pub fn load(
         &self,
         slice: Slice,
         kv_pages: u32,
         form: Form,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<LoadedSlice> {
         let spec = SliceSpec {
             config: self.spec.config.clone(),

@@ -77,7 +77,7 @@ impl LoadedSlice {
         spec: SliceSpec,
         source: &dyn TensorSource,
         reuse: Option<&LoadedSlice>,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<LoadedSlice> {
         LoadedSlice::load_form(spec, source, reuse, Form::File, progress)
     }
@@ -88,7 +88,7 @@ impl LoadedSlice {
         source: &dyn TensorSource,
         reuse: Option<&LoadedSlice>,
         form: Form,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<LoadedSlice> {
         check_config(&spec)?;
         let loader = Loader::new(&spec.tensors, source, progress).in_form(form);

@@ -4,8 +4,10 @@
 //! an error too, because a model that has it would be computed wrongly without it.
 //! Must never keep the source's bytes beyond the packing of their tensor.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 use caravan_core::ids::Digest;
@@ -26,26 +28,30 @@ pub enum Form {
 /// Takes tensors by name out of a slice's list.
 pub struct Loader<'a> {
     tensors: BTreeMap<&'a str, &'a TensorSpec>,
-    asked: std::cell::RefCell<std::collections::BTreeSet<&'a str>>,
+    asked: Mutex<BTreeSet<&'a str>>,
     source: &'a dyn TensorSource,
     form: Form,
-    progress: &'a dyn Fn(f64),
-    done_bytes: Cell<u64>,
+    progress: &'a (dyn Fn(f64) + Sync),
+    done_bytes: AtomicU64,
     all_bytes: u64,
-    /// Threads that pack; what comes out does not depend on them.
+    /// Threads that load and pack; what comes out does not depend on them.
     threads: usize,
 }
 
 impl<'a> Loader<'a> {
     /// `progress` hears the share of bytes done, 0 to 1.
-    pub fn new(tensors: &'a [TensorSpec], source: &'a dyn TensorSource, progress: &'a dyn Fn(f64)) -> Self {
+    pub fn new(
+        tensors: &'a [TensorSpec],
+        source: &'a dyn TensorSource,
+        progress: &'a (dyn Fn(f64) + Sync),
+    ) -> Self {
         Loader {
             tensors: tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
             asked: Default::default(),
             source,
             form: Form::File,
             progress,
-            done_bytes: Cell::new(0),
+            done_bytes: AtomicU64::new(0),
             all_bytes: tensors.iter().map(|tensor| tensor.bytes).sum::<u64>().max(1),
             threads: std::thread::available_parallelism().map_or(1, |threads| threads.get().min(PACKERS)),
         }
@@ -70,6 +76,40 @@ impl<'a> Loader<'a> {
                 self.count(tensor);
             }
         }
+    }
+
+    /// Calls `load` for each of `layers`, on several threads; what it gave, in order. After an error no
+    /// further layer is begun, and the error of the first of the layers that failed is given.
+    pub fn each<T: Send>(
+        &self,
+        layers: Range<u32>,
+        load: impl Fn(u32) -> anyhow::Result<T> + Sync,
+    ) -> anyhow::Result<Vec<T>> {
+        let count = layers.len();
+        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        let loaded = Mutex::new(Vec::with_capacity(count));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count.min(failed.load(Ordering::Relaxed)) {
+                    return;
+                }
+                let layer = load(layers.start + index as u32);
+                if layer.is_err() {
+                    failed.fetch_min(index, Ordering::Relaxed);
+                }
+                loaded.lock().unwrap_or_else(PoisonError::into_inner).push((index, layer));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.threads.min(count) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let mut loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+        loaded.sort_unstable_by_key(|(index, _)| *index);
+        loaded.into_iter().map(|(_, layer)| layer).collect()
     }
 
     /// A matrix with `k` inputs (the contiguous dimension) and `n` outputs.
@@ -147,7 +187,7 @@ impl<'a> Loader<'a> {
 
     /// Refuses if the list has a tensor that was not asked for.
     pub fn finish(&self) -> anyhow::Result<()> {
-        let asked = self.asked.borrow();
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         match self.tensors.keys().find(|name| !asked.contains(*name)) {
             None => Ok(()),
             Some(name) => bail!(
@@ -162,13 +202,13 @@ impl<'a> Loader<'a> {
             .tensors
             .get_key_value(name)
             .with_context(|| format!("tensor `{name}` is missing{ADVICE}"))?;
-        self.asked.borrow_mut().insert(name);
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         Ok(tensor)
     }
 
     fn count(&self, tensor: &TensorSpec) {
-        self.done_bytes.set(self.done_bytes.get() + tensor.bytes);
-        (self.progress)(self.done_bytes.get() as f64 / self.all_bytes as f64);
+        let done = self.done_bytes.fetch_add(tensor.bytes, Ordering::Relaxed) + tensor.bytes;
+        (self.progress)(done as f64 / self.all_bytes as f64);
     }
 }
 

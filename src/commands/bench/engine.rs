@@ -22,16 +22,7 @@ pub fn run(args: &EngineArgs) -> anyhow::Result<()> {
     let term = Term::new();
     let file = catalogue::resolve(&args.model, &args.data, &term)?;
     let model = LocalModel::open(&file.path)?;
-    let layers = match args.layers {
-        None => model.whole(),
-        Some((first, end)) if end <= model.whole().end => Slice { first, end },
-        Some((first, end)) => {
-            let count = model.whole().end;
-            return Err(
-                UsageError(format!("the model has {count} layers: there is no {first}..{end}")).into()
-            );
-        }
-    };
+    let layers = layers_of(&model, args.layers)?;
     let threads = args.threads.map_or_else(usable_cores, |threads| threads as usize);
     let bar = term.steps("loading, %", 100);
     let setup = Setup { layers, threads, chunk: args.chunk };
@@ -53,6 +44,18 @@ pub fn run(args: &EngineArgs) -> anyhow::Result<()> {
         rows.push(row(load, &rates));
     }
     if args.json { Ok(()) } else { print(&format!("{}\n{}", about.words(&file.name), table(&rows))) }
+}
+
+/// The layers that were asked for, or all.
+pub(super) fn layers_of(model: &LocalModel, asked: Option<(u32, u32)>) -> anyhow::Result<Slice> {
+    match asked {
+        None => Ok(model.whole()),
+        Some((first, end)) if end <= model.whole().end => Ok(Slice { first, end }),
+        Some((first, end)) => {
+            let count = model.whole().end;
+            Err(UsageError(format!("the model has {count} layers: there is no {first}..{end}")).into())
+        }
+    }
 }
 
 /// Prefill, then decode, at every depth and batch.

@@ -44,12 +44,11 @@ impl Model {
         // Parts made for other dimensions are of no use, whatever their bytes.
         let reuse = reuse.filter(|old| old.config == *config);
         let parts = config.layer_tensors();
-        let mut layers = Vec::new();
-        for index in slice.first..slice.end {
+        let layers = loader.each(slice.first..slice.end, |index| {
             let names: Vec<String> = parts.iter().map(|part| part.name(index)).collect();
             let old = reuse.iter().flat_map(|old| &old.layers);
-            layers.push(reuse_or_load(loader, &names, old, || Layer::load(config, index, loader))?);
-        }
+            reuse_or_load(loader, &names, old, || Layer::load(config, index, loader))
+        })?;
         let (first, last) = (slice.first == 0, slice.end == config.layers);
         let matrix = |name: &str| {
             let old = reuse.iter().flat_map(|old| old.embedding.iter().chain(&old.output));

@@ -38,7 +38,7 @@ impl Compute for Fake {
         spec: SliceSpec,
         source: &dyn TensorSource,
         _reuse: Option<&FakeSlice>,
-        progress: &dyn Fn(f64),
+        progress: &(dyn Fn(f64) + Sync),
     ) -> anyhow::Result<FakeSlice> {
         let mut weights = 0;
         for (i, tensor) in spec.tensors.iter().enumerate() {
