@@ -10,9 +10,7 @@ mod common;
 mod outside;
 mod shapes;
 
-use caravan_core::gguf::Gguf;
 use caravan_core::gguf::synthetic::{GgufWriter, SyntheticModel};
-use caravan_core::ids::Digest;
 use caravan_core::model::{Family, ModelConfig, RopeFactors, RopeScaling, TensorType};
 use caravan_core::plan::Slice;
 use caravan_kernels::Team;
@@ -24,23 +22,6 @@ use outside::Outside;
 /// rounding of f32 in another order, with the activations' precision of quantised kernels to spare.
 const BOUND: f64 = 1e-3;
 const KINDS: [TensorType; 3] = [TensorType::Q8_0, TensorType::Q4_1, TensorType::F16];
-
-/// The model of a file's bytes, read by our own reader.
-fn open(bytes: &[u8]) -> TestModel {
-    let gguf = Gguf::parse(bytes, bytes.len() as u64).unwrap();
-    let digest = |info: &caravan_core::gguf::TensorInfo| {
-        let data = &bytes[info.offset as usize..(info.offset + info.bytes) as usize];
-        Digest(*blake3::hash(data).as_bytes())
-    };
-    let digests: Vec<Digest> = gguf.tensors.iter().map(digest).collect();
-    let spec = gguf.spec("random", Digest([1; 32]), &digests, Digest([2; 32])).unwrap();
-    let data = |tensor: &caravan_core::model::TensorSpec| {
-        let range = tensor.offset as usize..(tensor.offset + tensor.bytes) as usize;
-        (tensor.name.clone(), bytes[range].to_vec())
-    };
-    let source = Source::Bytes(spec.tensors.iter().map(data).collect());
-    TestModel { config: spec.config, tensors: spec.tensors, source }
-}
 
 fn text(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
     (0..len as u32).map(|i| (seed.wrapping_mul(977) + i * i * 31 + i * 7) % vocab).collect()
@@ -76,7 +57,7 @@ fn check(name: &str, config: ModelConfig, len: usize, mistakes: &[fn(&mut ModelC
         writer = writer.edit_tensor("rope_freqs.weight", |tensor| tensor.data = data);
     }
     let bytes = writer.finish();
-    let model = open(&bytes);
+    let model = TestModel::parse(&bytes);
     assert_eq!(model.config, config, "the header says what was written");
     let tokens = text(3, len, config.vocab);
     let mut team = Team::new(2);
@@ -177,7 +158,7 @@ fn the_real_gemma_agrees() {
         return;
     };
     let bytes = std::fs::read(path).expect("CARAVAN_TEST_GEMMA can't be read");
-    let model = open(&bytes);
+    let model = TestModel::parse(&bytes);
     let (config, mut team) = (&model.config, Team::new(2));
     assert_eq!((config.family, config.layers), (Family::Gemma3, 18));
     // The token that begins every text, then tokens of the vocabulary's frequent part.
@@ -227,7 +208,7 @@ fn every_type_of_weights_goes_through_every_family() {
         for start in [0, 4] {
             let kinds = [&kinds[start..], &kinds[..start]].concat();
             let bytes = SyntheticModel { config: config.clone(), kinds, seed: 5 }.writer().finish();
-            let model = open(&bytes);
+            let model = TestModel::parse(&bytes);
             let tokens = text(1, 30, config.vocab);
             let mut team = Team::new(2);
             let ours = all_logits(&mut model.load(&[2], 64), &mut team, &[&tokens], 13).remove(0);
@@ -245,14 +226,16 @@ fn given_factors_are_those_of_a_tensor() {
     let factors: Vec<f32> = (0..config.rope_dim / 2).map(|i| 1.0 + i as f32 / 7.0).collect();
     let bytes = |writer: GgufWriter| writer.finish();
     let plain = SyntheticModel { config: config.clone(), kinds: KINDS.to_vec(), seed: 2 };
-    let mut given = open(&bytes(plain.writer()));
+    let mut given = TestModel::parse(&bytes(plain.writer()));
     let factors_in_config = RopeFactors::Given(factors.clone());
     given.config.rope_scaling = RopeScaling::Factors { factors: factors_in_config, magnitude: 1.0 };
     let tensor =
         RopeScaling::Factors { factors: RopeFactors::Tensor("rope_freqs.weight".into()), magnitude: 1.0 };
     let scaled = SyntheticModel { config: ModelConfig { rope_scaling: tensor, ..config }, ..plain };
     let data: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
-    let in_file = open(&bytes(scaled.writer().edit_tensor("rope_freqs.weight", |tensor| tensor.data = data)));
+    let in_file = TestModel::parse(&bytes(
+        scaled.writer().edit_tensor("rope_freqs.weight", |tensor| tensor.data = data),
+    ));
     let tokens = text(1, 40, given.config.vocab);
     let mut team = Team::new(2);
     let one = all_logits(&mut given.load(&[], 8), &mut team, &[&tokens], 40);
@@ -275,14 +258,14 @@ fn spoilt_tensors_are_refused_by_name_in_every_family() {
         let whole = Slice { first: 0, end: config.layers };
         for part in config.layer_tensors() {
             let name = part.name(1);
-            let mut model = open(&bytes);
+            let mut model = TestModel::parse(&bytes);
             let at = model.tensors.iter().position(|tensor| tensor.name == name).unwrap();
             model.tensors[at].dims[0] += 1;
             assert!(refusal(&model, whole).contains(&name), "{name} of a wrong shape");
             model.tensors.remove(at);
             assert!(refusal(&model, whole).contains(&name), "{name} missing");
 
-            let mut model = open(&bytes);
+            let mut model = TestModel::parse(&bytes);
             let kind = model.tensors[at].kind;
             let Source::Bytes(all) = &mut model.source else { unreachable!() };
             let data = all.get_mut(&name).unwrap();
@@ -304,7 +287,7 @@ fn factors_that_are_no_factors_are_refused_by_name() {
     let config = shapes::phi_3_small();
     let bytes = SyntheticModel { config: config.clone(), kinds: KINDS.to_vec(), seed: 1 }.writer().finish();
     for bad in [0.0f32, -1.0, f32::NAN] {
-        let mut model = open(&bytes);
+        let mut model = TestModel::parse(&bytes);
         let Source::Bytes(all) = &mut model.source else { unreachable!() };
         all.get_mut("rope_factors_long.weight").unwrap()[4..8].copy_from_slice(&bad.to_le_bytes());
         let error = refusal(&model, Slice { first: 0, end: 1 });
@@ -343,7 +326,7 @@ fn nonsense_configurations_are_refused_and_never_panic() {
         let bytes =
             SyntheticModel { config: config.clone(), kinds: KINDS.to_vec(), seed: 1 }.writer().finish();
         for (i, spoil) in spoil.iter().enumerate() {
-            let mut model = open(&bytes);
+            let mut model = TestModel::parse(&bytes);
             spoil(&mut model.config);
             let error = refusal(&model, Slice { first: 0, end: 1 });
             assert!(error.contains("make no sense"), "{i}: {error}");
@@ -356,7 +339,7 @@ fn layers_of_every_family_are_measured() {
     for config in shapes::all_small() {
         let bytes =
             SyntheticModel { config: config.clone(), kinds: KINDS.to_vec(), seed: 1 }.writer().finish();
-        let model = open(&bytes);
+        let model = TestModel::parse(&bytes);
         let time =
             caravan_worker::measure::measure_layers(&config, &model.tensors, &mut Team::new(2), 1.0).unwrap();
         for ms in [time.decode_ms, time.prefill_short_ms, time.prefill_long_ms, time.head_ms] {
@@ -370,7 +353,7 @@ fn a_number_that_is_none_stays_in_its_sequence_in_every_family() {
     for config in shapes::all_small() {
         let bytes =
             SyntheticModel { config: config.clone(), kinds: KINDS.to_vec(), seed: 1 }.writer().finish();
-        let model = open(&bytes);
+        let model = TestModel::parse(&bytes);
         let vocab = config.vocab as usize;
         let chunk = |page: u32, len: u32| Chunk {
             start: 0,

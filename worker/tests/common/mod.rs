@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::quantized::gguf_file;
+use caravan_core::gguf::Gguf;
 use caravan_core::ids::Digest;
 use caravan_core::model::{Family, ModelConfig, Place, TensorSpec, TensorType};
 use caravan_core::plan::Slice;
@@ -86,6 +87,23 @@ impl TestModel {
         let infos = content.tensor_infos.iter();
         let tensors = infos.map(|(name, info)| spec(name, info, content.tensor_data_offset)).collect();
         TestModel { config, tensors, source: Source::Map(FileMap::open(path).unwrap()) }
+    }
+
+    /// The model of a file's bytes, read by our own reader.
+    pub fn parse(bytes: &[u8]) -> TestModel {
+        let gguf = Gguf::parse(bytes, bytes.len() as u64).unwrap();
+        let digest = |info: &caravan_core::gguf::TensorInfo| {
+            let data = &bytes[info.offset as usize..(info.offset + info.bytes) as usize];
+            Digest(*blake3::hash(data).as_bytes())
+        };
+        let digests: Vec<Digest> = gguf.tensors.iter().map(digest).collect();
+        let spec = gguf.spec("random", Digest([1; 32]), &digests, Digest([2; 32])).unwrap();
+        let data = |tensor: &TensorSpec| {
+            let range = tensor.offset as usize..(tensor.offset + tensor.bytes) as usize;
+            (tensor.name.clone(), bytes[range].to_vec())
+        };
+        let source = Source::Bytes(spec.tensors.iter().map(data).collect());
+        TestModel { config: spec.config, tensors: spec.tensors, source }
     }
 
     /// A random model; its weights mix several types. Deterministic.

@@ -4,6 +4,8 @@
 //! Where candle differs from the models' own definition, the weights or parameters it gets make up
 //! for it; each place says so.
 
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::io::Cursor;
 
@@ -14,7 +16,7 @@ use candle_transformers::models::{gemma3, llama, mistral, phi3, qwen2, qwen3, qw
 use caravan_core::model::{Family, ModelConfig, RopeScaling};
 
 /// Positions that the tables of candle's models have.
-const POSITIONS: usize = 128;
+const POSITIONS: usize = 256;
 
 type Forward = Box<dyn FnMut(&Tensor, usize) -> Result<Tensor>>;
 
@@ -73,6 +75,15 @@ impl Outside {
             out.push((position, logits.flatten_all().unwrap().to_vec1().unwrap()));
         }
         out
+    }
+}
+
+impl Outside {
+    /// Logits behind `tokens`, the next one of each sequence, all at `position`.
+    pub fn column(&mut self, tokens: &[u32], position: usize) -> Vec<Vec<f32>> {
+        let input = Tensor::from_vec(tokens.to_vec(), (tokens.len(), 1), &Device::Cpu).unwrap();
+        let logits = (self.forward)(&input, position).unwrap();
+        logits.reshape((tokens.len(), ())).unwrap().to_vec2().unwrap()
     }
 }
 
